@@ -1,0 +1,1 @@
+//! A per-thread event queue.
