@@ -1,2 +1,44 @@
-//! The project's own commands.
-fn main() {}
+//! The project's own commands: `cargo xtask` lists them.
+
+#![forbid(unsafe_code)]
+
+mod cross;
+mod runner;
+mod setup;
+mod shell;
+mod wine;
+
+use std::process::ExitCode;
+
+use shell::Result;
+
+const HELP: &str = "\
+cargo xtask setup                     install what building for Windows and running it under Wine needs
+cargo xtask cross <cargo arguments>   run cargo for Windows, its programs under Wine: cross test --test pipes
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("help", &[][..]),
+    };
+    match dispatch(command, rest) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask {command}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
+    match command {
+        "help" | "--help" | "-h" => print!("{HELP}"),
+        "setup" => setup::setup()?,
+        "cross" => return cross::cross(rest),
+        runner::COMMAND => return runner::run(rest),
+        _ => return Err(format!("no such command; these there are:\n{HELP}").into()),
+    }
+    Ok(ExitCode::SUCCESS)
+}

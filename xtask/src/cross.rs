@@ -1,0 +1,93 @@
+//! `cargo xtask cross`: cargo for Windows, with Wine to run what it builds.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use crate::shell::{self, Result, output};
+use crate::{runner, setup, wine};
+
+pub const WINDOWS: &str = "x86_64-pc-windows-gnu";
+
+pub fn cross(arguments: &[String]) -> Result<ExitCode> {
+    if arguments.is_empty() {
+        return Err("which cargo command? For example: cargo xtask cross test --test pipes".into());
+    }
+    shell::exit_code(prepare()?.args(arguments))
+}
+
+/// Installs what is missing and answers with a cargo that builds for Windows and runs under Wine;
+/// on Windows that is simply cargo.
+pub fn prepare() -> Result<Command> {
+    if cfg!(windows) {
+        return Ok(shell::native_cargo());
+    }
+    setup::supported()?;
+    setup::packages()?;
+    wine::ensure()?.prefix("tests")?;
+    let mut cargo = Toolchain::find()?.cargo(WINDOWS);
+    let runner = [std::env::current_exe()?.display().to_string(), runner::COMMAND.to_string()];
+    cargo.arg("--config").arg(format!("target.{WINDOWS}.runner={runner:?}"));
+    Ok(cargo)
+}
+
+/// Where the standard library for Windows comes from.
+pub enum Toolchain {
+    /// rustup has it, built.
+    Rustup,
+    /// Debian's compiler, which builds it from Debian's copy of its source.
+    Debian,
+}
+
+impl Toolchain {
+    pub fn find() -> Result<Toolchain> {
+        if Toolchain::rustup_has_windows() {
+            return Ok(Toolchain::Rustup);
+        }
+        for file in ["/usr/bin/cargo", "/usr/bin/rustc", "/usr/lib/rustlib/src/rust/library"] {
+            if !PathBuf::from(file).exists() {
+                return Err(format!("{file} is missing: run `cargo xtask setup`").into());
+            }
+        }
+        Ok(Toolchain::Debian)
+    }
+
+    pub fn rustup_has_windows() -> bool {
+        output(Command::new("rustup").args(["target", "list", "--installed"]))
+            .is_ok_and(|targets| targets.lines().any(|target| target == WINDOWS))
+    }
+
+    /// A cargo that builds for `target`, away from the native build's files.
+    pub fn cargo(&self, target: &str) -> Command {
+        let mut cargo = match self {
+            Toolchain::Rustup => shell::native_cargo(),
+            Toolchain::Debian => debian_cargo(),
+        };
+        cargo.env("CARGO_BUILD_TARGET", target);
+        cargo.env("CARGO_TARGET_DIR", shell::target_dir().join("cross"));
+        cargo
+    }
+
+    pub fn describe(&self) -> Result<String> {
+        match self {
+            Toolchain::Rustup => Ok(format!("rustup's toolchain for {WINDOWS}")),
+            Toolchain::Debian => {
+                let version = output(Command::new("/usr/bin/rustc").arg("--version"))?;
+                Ok(format!("Debian's {}", version.trim()))
+            }
+        }
+    }
+}
+
+/// Debian's cargo and compiler, by their full paths since rustup's come first on the PATH.
+fn debian_cargo() -> Command {
+    let mut cargo = Command::new("/usr/bin/cargo");
+    shell::forget_own_package(&mut cargo);
+    for name in ["CARGO", "RUSTUP_TOOLCHAIN", "RUSTUP_HOME", "RUSTFLAGS", "RUSTDOCFLAGS"] {
+        cargo.env_remove(name);
+    }
+    cargo.env("RUSTC", "/usr/bin/rustc").env("RUSTDOC", "/usr/bin/rustdoc");
+    cargo.env("RUSTC_BOOTSTRAP", "1");
+    cargo.current_dir(shell::root());
+    cargo.arg("-Zbuild-std=std,panic_unwind,test");
+    cargo
+}
