@@ -12,21 +12,22 @@ pub fn cross(arguments: &[String]) -> Result<ExitCode> {
     if arguments.is_empty() {
         return Err("which cargo command? For example: cargo xtask cross test --test pipes".into());
     }
-    shell::exit_code(prepare()?.args(arguments))
+    let limit = (arguments[0] == "test").then_some(300);
+    shell::exit_code(prepare(limit)?.args(arguments))
 }
 
-/// Installs what is missing and answers with a cargo that builds for Windows and runs under Wine;
-/// on Windows that is simply cargo.
-pub fn prepare() -> Result<Command> {
+/// Installs what is missing and answers with a cargo that builds for Windows and runs under Wine, each
+/// program for at most `limit` seconds; on Windows that is simply cargo.
+pub fn prepare(limit: Option<u32>) -> Result<Command> {
     if cfg!(windows) {
-        return Ok(shell::native_cargo());
+        let mut cargo = shell::native_cargo();
+        runner::install(&mut cargo, "cfg(all())", runner::NATIVELY, limit)?;
+        return Ok(cargo);
     }
-    setup::supported()?;
     setup::packages()?;
-    wine::ensure()?.prefix("tests")?;
+    wine::ensure()?.prefix("tests")?.keep_server()?;
     let mut cargo = Toolchain::find()?.cargo(WINDOWS);
-    let runner = [std::env::current_exe()?.display().to_string(), runner::COMMAND.to_string()];
-    cargo.arg("--config").arg(format!("target.{WINDOWS}.runner={runner:?}"));
+    runner::install(&mut cargo, WINDOWS, runner::UNDER_WINE, limit)?;
     Ok(cargo)
 }
 

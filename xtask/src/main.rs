@@ -6,6 +6,7 @@ mod cross;
 mod runner;
 mod setup;
 mod shell;
+mod test;
 mod wine;
 
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ use shell::Result;
 const HELP: &str = "\
 cargo xtask setup                     install what building for Windows and running it under Wine needs
 cargo xtask cross <cargo arguments>   run cargo for Windows, its programs under Wine: cross test --test pipes
+cargo xtask test [--native|--wine] [filter...]   run the tests here, then for Windows under Wine
 ";
 
 fn main() -> ExitCode {
@@ -37,7 +39,8 @@ fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
         "help" | "--help" | "-h" => print!("{HELP}"),
         "setup" => setup::setup()?,
         "cross" => return cross::cross(rest),
-        runner::COMMAND => return runner::run(rest),
+        "test" => return test::test(rest),
+        runner::UNDER_WINE | runner::NATIVELY => return runner::run(command, rest),
         _ => return Err(format!("no such command; these there are:\n{HELP}").into()),
     }
     Ok(ExitCode::SUCCESS)

@@ -7,12 +7,13 @@ use crate::cross::Toolchain;
 use crate::shell::{Result, output, step};
 use crate::wine;
 
+const APT_GET: &str = "/usr/bin/apt-get";
+
 pub fn setup() -> Result {
     if cfg!(windows) {
         println!("This is Windows: everything runs natively, there is nothing to set up.");
         return Ok(());
     }
-    supported()?;
     packages()?;
     let wine = wine::ensure()?;
     wine.prefix("tests")?;
@@ -20,53 +21,52 @@ pub fn setup() -> Result {
     Ok(())
 }
 
-/// Wine's programs here are Debian's for x86-64; elsewhere only the native half runs.
-pub fn supported() -> Result {
+/// Whether what is missing for Windows can be installed here; the error says what stands against it.
+pub fn possible() -> Result {
+    // The Wine that is set up here is Debian's for x86-64.
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        return Err(
-            "Windows programs can be run on Windows itself, or under Wine on x86-64 Debian; \
-                    `cargo xtask test --native` runs what this system can"
-                .into(),
-        );
+        return Err("Windows programs run on Windows itself, or under Wine on x86-64 Debian".into());
     }
-    Ok(())
+    let missing = missing(&wanted());
+    if missing.is_empty() || (Path::new(APT_GET).exists() && is_root()) {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    Err(format!("please install, as root: apt-get install --no-install-recommends {list}").into())
 }
 
 /// Installs the Debian packages that are missing.
 pub fn packages() -> Result {
+    possible()?;
+    install(&wanted())
+}
+
+fn wanted() -> Vec<&'static str> {
     let mut wanted = vec!["gcc-mingw-w64-x86-64-win32", "patchelf"];
     if !Toolchain::rustup_has_windows() {
         wanted.extend(["rustc-web", "cargo-web", "rust-web-src"]);
     }
-    install(&wanted)
+    wanted
 }
 
-/// Installs those of `wanted` that are missing: as root, with apt; otherwise says what to install.
+fn missing<'a>(wanted: &[&'a str]) -> Vec<&'a str> {
+    wanted.iter().copied().filter(|name| !installed(name)).collect()
+}
+
+/// Installs those of `wanted` that are missing.
 pub fn install(wanted: &[&str]) -> Result {
-    let missing: Vec<&str> = wanted.iter().copied().filter(|name| !installed(name)).collect();
+    let missing = missing(wanted);
     if missing.is_empty() {
         return Ok(());
     }
-    let list = missing.join(" ");
-    if !Path::new("/usr/bin/apt-get").exists() {
-        return Err(format!(
-            "these Debian packages, or the same by other names, are missing: {list}"
-        )
-        .into());
-    }
-    if !is_root() {
-        return Err(format!(
-            "please install, as root: apt-get install --no-install-recommends {list}"
-        )
-        .into());
-    }
     step("apt-get update", apt_get().args(["-qq", "update"]))?;
     let install = ["-qq", "-y", "--no-install-recommends", "install"];
-    step(&format!("apt-get install {list}"), apt_get().args(install).args(&missing))
+    let what = format!("apt-get install {}", missing.join(" "));
+    step(&what, apt_get().args(install).args(&missing))
 }
 
 fn apt_get() -> Command {
-    let mut command = Command::new("apt-get");
+    let mut command = Command::new(APT_GET);
     command.env("DEBIAN_FRONTEND", "noninteractive").env_remove("LD_LIBRARY_PATH");
     command
 }

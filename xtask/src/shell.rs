@@ -41,6 +41,17 @@ pub fn native_cargo() -> Command {
     command
 }
 
+/// The arguments that switch on the simulated kernel, where the library has it.
+pub fn sim_feature() -> Result<&'static [&'static str]> {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml"))?;
+    let mut lines = manifest.lines().skip_while(|line| line.trim() != "[features]").skip(1);
+    let sim = lines
+        .by_ref()
+        .take_while(|line| !line.starts_with('['))
+        .any(|line| line.split('=').next().is_some_and(|name| name.trim() == "sim"));
+    Ok(if sim { &["--features", "ioqueue/sim"] } else { &[] })
+}
+
 /// Says what starts, runs it to its end, and says how long it took.
 pub fn step(what: &str, command: &mut Command) -> Result {
     eprintln!("xtask: {what} ...");

@@ -181,8 +181,11 @@ impl Prefix {
 
     /// Keeps Wine's server for a minute after its last program, which makes a start 20 times faster.
     pub fn keep_server(&self) -> Result {
-        // It fails when there is one already, which is as good.
-        self.server("-p60").status()?;
+        let is_new = self.server("-p60").status()?.success();
+        if is_new {
+            // Wine's services inherit the first program's streams, and would keep its caller's pipes open.
+            quiet(self.command().args(["cmd", "/c", "exit"])).status()?;
+        }
         Ok(())
     }
 

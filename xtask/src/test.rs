@@ -1,0 +1,215 @@
+//! `cargo xtask test`: the tests on this system, then for Windows under Wine.
+
+use std::io::{BufRead, BufReader, PipeReader};
+use std::process::{Command, ExitCode};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::shell::{self, Result};
+use crate::{cross, runner, setup};
+
+/// How long one test program may take, in seconds.
+const LIMIT: u32 = 300;
+
+pub fn test(arguments: &[String]) -> Result<ExitCode> {
+    let (mut native, mut wine, mut filters) = (true, !cfg!(windows), Vec::new());
+    for argument in arguments {
+        match argument.as_str() {
+            "--native" => wine = false,
+            "--wine" => native = false,
+            flag if flag.starts_with('-') => return Err(format!("{flag} is not known here").into()),
+            filter => filters.push(filter),
+        }
+    }
+    if !native && !wine {
+        return Err("--native and --wine together leave nothing to run".into());
+    }
+    let mut suites = Vec::new();
+    if native {
+        suites.push(Suite::run("native", native_tests()?, &filters)?);
+    }
+    match setup::possible() {
+        Err(why) if wine && !native => return Err(why),
+        Err(why) if wine => suites.push(Suite::skipped("Windows, under Wine", &why.to_string())),
+        Ok(()) if wine => suites.push(Suite::run("Windows, under Wine", wine_tests()?, &filters)?),
+        _ => {}
+    }
+    println!();
+    suites.iter().for_each(Suite::print);
+    Ok(if suites.iter().all(Suite::passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn native_tests() -> Result<Command> {
+    let mut cargo = shell::native_cargo();
+    runner::install(&mut cargo, "cfg(all())", runner::NATIVELY, Some(LIMIT))?;
+    cargo.args(["test", "--workspace"]).args(shell::sim_feature()?);
+    Ok(cargo)
+}
+
+fn wine_tests() -> Result<Command> {
+    let mut cargo = cross::prepare(Some(LIMIT))?;
+    cargo.args(["test", "--package", "ioqueue"]);
+    Ok(cargo)
+}
+
+/// One run of `cargo test`, and what is worth saying of it at the end.
+struct Suite {
+    name: &'static str,
+    /// A test program, and the line it closed with.
+    results: Vec<(String, String)>,
+    skips: Vec<String>,
+    /// Programs that were killed, with the tests that had not ended.
+    hung: Vec<String>,
+    passed: bool,
+    seconds: f64,
+}
+
+impl Suite {
+    fn skipped(name: &'static str, why: &str) -> Suite {
+        let skips = vec![format!("everything: {why}")];
+        Suite { name, results: vec![], skips, hung: vec![], passed: true, seconds: 0.0 }
+    }
+
+    fn run(name: &'static str, mut cargo: Command, filters: &[&str]) -> Result<Suite> {
+        println!("xtask: tests: {name} ...");
+        let start = Instant::now();
+        cargo.args(["--no-fail-fast", "--", "--show-output"]).args(filters);
+        let (lines, writer) = std::io::pipe()?;
+        cargo.stdout(writer.try_clone()?).stderr(writer);
+        let mut child = cargo.spawn()?;
+        // Its ends of the pipe, which would keep `lines` from ending.
+        drop(cargo);
+        let lines = read_lines(lines);
+        let mut reader = Reader::default();
+        // What the tests left running may keep the pipe open: cargo's end is the end.
+        let status = loop {
+            match lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) => reader.line(&line),
+                Err(_) => {
+                    if let Some(status) = child.try_wait()? {
+                        break status;
+                    }
+                }
+            }
+        };
+        Ok(Suite {
+            name,
+            results: reader.results,
+            skips: reader.skips,
+            hung: reader.hung,
+            passed: status.success(),
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn passed(&self) -> bool {
+        self.passed
+    }
+
+    fn print(&self) {
+        println!("{}:", self.name);
+        for (program, result) in &self.results {
+            println!("  {program:<32} {result}");
+        }
+        self.skips.iter().for_each(|skip| println!("  SKIPPED {skip}"));
+        self.hung.iter().for_each(|hung| println!("  HUNG {hung}"));
+        let count =
+            |what| self.results.iter().map(|(_, line)| number_before(line, what)).sum::<u64>();
+        println!(
+            "  {}: {} passed, {} failed, {} ignored, {} skipped, in {:.0} s",
+            if self.passed { "ok" } else { "FAILED" },
+            count("passed"),
+            count("failed"),
+            count("ignored"),
+            self.skips.len(),
+            self.seconds,
+        );
+    }
+}
+
+fn read_lines(from: PipeReader) -> Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(from).split(b'\n').map_while(std::result::Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).trim_end().to_string()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// The 3 in `test result: ok. 3 passed; 0 failed; ...`.
+fn number_before(line: &str, what: &str) -> u64 {
+    let words: Vec<&str> = line.split([' ', ';']).filter(|word| !word.is_empty()).collect();
+    let place = words.iter().position(|word| *word == what);
+    place.and_then(|place| words[..place].last()?.parse().ok()).unwrap_or(0)
+}
+
+/// Understands what cargo and the test programs print while it passes it on.
+#[derive(Default)]
+struct Reader {
+    program: String,
+    slow: Vec<String>,
+    results: Vec<(String, String)>,
+    skips: Vec<String>,
+    hung: Vec<String>,
+}
+
+impl Reader {
+    fn line(&mut self, line: &str) {
+        println!("{line}");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["Running", "unittests", source, ..] | ["Running", source, ..] => self.start(source),
+            ["Doc-tests", of] => self.start(&format!("doc tests of {of}")),
+            ["test", "result:", ..] => self.results.push((self.program.clone(), line.to_string())),
+            ["test", test, "has", "been", "running", ..] => self.slow.push(test.to_string()),
+            ["test", test, "...", ..] => self.slow.retain(|slow| slow != test),
+            ["xtask:", _, "has", "not", "ended", ..] => self.kill(),
+            [first, ..] if first.to_lowercase().starts_with("skip") => {
+                self.skips.push(format!("{}: {}", self.program, line.trim()));
+            }
+            _ => {}
+        }
+    }
+
+    fn start(&mut self, program: &str) {
+        self.program = program.to_string();
+        self.slow.clear();
+    }
+
+    fn kill(&mut self) {
+        let tests =
+            if self.slow.is_empty() { "no test named".into() } else { self.slow.join(", ") };
+        self.hung.push(format!("{}: {tests}", self.program));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_and_hung_tests_are_understood() {
+        let mut reader = Reader::default();
+        for line in [
+            "     Running unittests src/lib.rs (target/debug/deps/ioqueue-1)",
+            "SKIPPED: no such thing on Wine",
+            "test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "     Running tests/pipes.rs (target/debug/deps/pipes-1)",
+            "test one has been running for over 60 seconds",
+            "test two has been running for over 60 seconds",
+            "test one ... ok",
+            "xtask: pipes-1 has not ended within 300 s: killed",
+        ] {
+            reader.line(line);
+        }
+        assert_eq!(reader.hung, ["tests/pipes.rs: two"]);
+        assert_eq!(reader.skips, ["src/lib.rs: SKIPPED: no such thing on Wine"]);
+        let (program, result) = &reader.results[0];
+        assert_eq!(program, "src/lib.rs");
+        assert_eq!((number_before(result, "passed"), number_before(result, "ignored")), (12, 3));
+    }
+}
