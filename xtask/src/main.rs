@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cross;
+mod lint;
 mod runner;
 mod setup;
 mod shell;
@@ -17,6 +18,7 @@ const HELP: &str = "\
 cargo xtask setup                     install what building for Windows and running it under Wine needs
 cargo xtask cross <cargo arguments>   run cargo for Windows, its programs under Wine: cross test --test pipes
 cargo xtask test [--native|--wine] [filter...]   run the tests here, then for Windows under Wine
+cargo xtask lint [--all]              formatting, clippy, docs, licences, other systems' types; --all builds cargo-deny
 ";
 
 fn main() -> ExitCode {
@@ -39,6 +41,7 @@ fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
         "help" | "--help" | "-h" => print!("{HELP}"),
         "setup" => setup::setup()?,
         "cross" => return cross::cross(rest),
+        "lint" => return lint::lint(rest),
         "test" => return test::test(rest),
         runner::UNDER_WINE | runner::NATIVELY => return runner::run(command, rest),
         _ => return Err(format!("no such command; these there are:\n{HELP}").into()),

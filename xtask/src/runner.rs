@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::shell::Result;
-use crate::wine::{self, Prefix, Wine};
+use crate::wine;
 
 /// The commands of xtask's that cargo is told to use; not for people.
 pub const UNDER_WINE: &str = "run-under-wine";
@@ -38,20 +38,23 @@ pub fn install(cargo: &mut Command, target: &str, command: &str, limit: Option<u
 /// Runs the program in `arguments`, under Wine or not, and answers with its exit code.
 pub fn run(how: &str, arguments: &[String]) -> Result<ExitCode> {
     let (program, rest) = arguments.split_first().ok_or("which program?")?;
+    let name = file_name(program);
     // Tests that use up a resource: one at a time, with a Windows of their own.
-    let exhausting = file_name(program).starts_with("exhaust");
-    let wine = wine::already_there()?;
-    let _lock = match how {
-        UNDER_WINE if exhausting => Some(wine.lock("exhaust.lock")?),
-        _ => None,
-    };
-    let mut command = match how {
-        UNDER_WINE => start_prefix(&wine, exhausting)?.command(),
-        _ => Command::new(program),
-    };
-    if how == UNDER_WINE {
+    let exhausting = name.starts_with("exhaust");
+    let mut _lock = None;
+    let mut command = if how == UNDER_WINE {
+        let wine = wine::already_there()?;
+        if exhausting {
+            _lock = Some(wine.lock("exhaust.lock")?);
+        }
+        let prefix = wine.prefix(if exhausting { "exhaust" } else { "tests" })?;
+        prefix.keep_server()?;
+        let mut command = prefix.command();
         command.arg(program);
-    }
+        command
+    } else {
+        Command::new(program)
+    };
     command.args(rest);
     if exhausting {
         command.env("RUST_TEST_THREADS", "1");
@@ -60,17 +63,11 @@ pub fn run(how: &str, arguments: &[String]) -> Result<ExitCode> {
         Ok(seconds) => Some(Duration::from_secs(seconds.parse()?)),
         Err(_) => None,
     };
-    run_within(&mut command, limit, &file_name(program))
+    run_within(&mut command, limit, &name)
 }
 
 fn file_name(program: &str) -> String {
     Path::new(program).file_name().unwrap_or(OsStr::new(program)).to_string_lossy().into_owned()
-}
-
-fn start_prefix(wine: &Wine, exhausting: bool) -> Result<Prefix> {
-    let prefix = wine.prefix(if exhausting { "exhaust" } else { "tests" })?;
-    prefix.keep_server()?;
-    Ok(prefix)
 }
 
 fn run_within(command: &mut Command, limit: Option<Duration>, name: &str) -> Result<ExitCode> {

@@ -42,14 +42,14 @@ pub fn test(arguments: &[String]) -> Result<ExitCode> {
 
 fn native_tests() -> Result<Command> {
     let mut cargo = shell::native_cargo();
-    runner::install(&mut cargo, "cfg(all())", runner::NATIVELY, Some(LIMIT))?;
-    cargo.args(["test", "--workspace"]).args(shell::sim_feature()?);
+    runner::install(cargo.arg("test"), "cfg(all())", runner::NATIVELY, Some(LIMIT))?;
+    cargo.arg("--workspace").args(shell::sim_feature()?);
     Ok(cargo)
 }
 
 fn wine_tests() -> Result<Command> {
-    let mut cargo = cross::prepare(Some(LIMIT))?;
-    cargo.args(["test", "--package", "ioqueue"]);
+    let mut cargo = cross::prepare("test", Some(LIMIT))?;
+    cargo.args(["--package", "ioqueue"]);
     Ok(cargo)
 }
 
@@ -58,6 +58,7 @@ struct Suite {
     name: &'static str,
     /// A test program, and the line it closed with.
     results: Vec<(String, String)>,
+    failures: Vec<String>,
     skips: Vec<String>,
     /// Programs that were killed, with the tests that had not ended.
     hung: Vec<String>,
@@ -68,7 +69,8 @@ struct Suite {
 impl Suite {
     fn skipped(name: &'static str, why: &str) -> Suite {
         let skips = vec![format!("everything: {why}")];
-        Suite { name, results: vec![], skips, hung: vec![], passed: true, seconds: 0.0 }
+        let (results, failures, hung) = Default::default();
+        Suite { name, results, failures, skips, hung, passed: true, seconds: 0.0 }
     }
 
     fn run(name: &'static str, mut cargo: Command, filters: &[&str]) -> Result<Suite> {
@@ -96,6 +98,7 @@ impl Suite {
         Ok(Suite {
             name,
             results: reader.results,
+            failures: reader.failures,
             skips: reader.skips,
             hung: reader.hung,
             passed: status.success(),
@@ -113,6 +116,7 @@ impl Suite {
             println!("  {program:<32} {result}");
         }
         self.skips.iter().for_each(|skip| println!("  SKIPPED {skip}"));
+        self.failures.iter().for_each(|test| println!("  FAILED {test}"));
         self.hung.iter().for_each(|hung| println!("  HUNG {hung}"));
         let count =
             |what| self.results.iter().map(|(_, line)| number_before(line, what)).sum::<u64>();
@@ -153,6 +157,7 @@ struct Reader {
     program: String,
     slow: Vec<String>,
     results: Vec<(String, String)>,
+    failures: Vec<String>,
     skips: Vec<String>,
     hung: Vec<String>,
 }
@@ -166,7 +171,12 @@ impl Reader {
             ["Doc-tests", of] => self.start(&format!("doc tests of {of}")),
             ["test", "result:", ..] => self.results.push((self.program.clone(), line.to_string())),
             ["test", test, "has", "been", "running", ..] => self.slow.push(test.to_string()),
-            ["test", test, "...", ..] => self.slow.retain(|slow| slow != test),
+            ["test", .., "FAILED"] => {
+                let test = line.trim_start_matches("test ").trim_end_matches(" ... FAILED");
+                self.failures.push(format!("{}: {test}", self.program));
+                self.ended(test);
+            }
+            ["test", test, ..] => self.ended(test),
             ["xtask:", _, "has", "not", "ended", ..] => self.kill(),
             [first, ..] if first.to_lowercase().starts_with("skip") => {
                 self.skips.push(format!("{}: {}", self.program, line.trim()));
@@ -178,6 +188,10 @@ impl Reader {
     fn start(&mut self, program: &str) {
         self.program = program.to_string();
         self.slow.clear();
+    }
+
+    fn ended(&mut self, test: &str) {
+        self.slow.retain(|slow| slow != test);
     }
 
     fn kill(&mut self) {

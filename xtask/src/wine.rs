@@ -334,13 +334,7 @@ fn mirror() -> Result<Mirror> {
         .lines()
         .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
         .ok_or("/etc/os-release names no release: is this Debian?")?;
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    if let Ok(folder) = fs::read_dir("/etc/apt/sources.list.d") {
-        files.extend(folder.flatten().map(|entry| entry.path()));
-    }
-    files.sort();
-    for file in files {
-        let Ok(text) = fs::read_to_string(&file) else { continue };
+    for (file, text) in apt_sources() {
         let found = match file.extension().and_then(|extension| extension.to_str()) {
             Some("list") => mirror_in_lines(&text, codename),
             Some("sources") => mirror_in_paragraphs(&text, codename),
@@ -351,6 +345,31 @@ fn mirror() -> Result<Mirror> {
         }
     }
     Err(format!("apt's sources name no mirror with the suite {codename}").into())
+}
+
+fn apt_sources() -> Vec<(PathBuf, String)> {
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    if let Ok(folder) = fs::read_dir("/etc/apt/sources.list.d") {
+        files.extend(folder.flatten().map(|entry| entry.path()));
+    }
+    files.sort();
+    let read = |file: PathBuf| fs::read_to_string(&file).ok().map(|text| (file, text));
+    files.into_iter().filter_map(read).collect()
+}
+
+/// The hosts that apt's sources name.
+pub fn hosts_of_mirrors() -> Vec<String> {
+    let mut hosts = Vec::new();
+    for (_, text) in apt_sources() {
+        for address in text.split_whitespace().filter_map(|word| word.split_once("://")) {
+            hosts.extend(
+                address.1.split('/').next().filter(|host| !host.is_empty()).map(str::to_string),
+            );
+        }
+    }
+    hosts.sort();
+    hosts.dedup();
+    hosts
 }
 
 /// The one-line format: `deb [signed-by=FILE ...] ADDRESS SUITE COMPONENT ...`.
