@@ -1,0 +1,81 @@
+//! What `poll` hands back and `run` resumes.
+
+use std::fmt;
+use std::task::Waker;
+
+/// A suspended computation whose wait is over.
+///
+/// [`Queue::poll`](crate::Queue::poll) appends them to the caller's list and runs none;
+/// [`Queue::run`](crate::Queue::run) resumes them, first ready first. Another event loop parks its
+/// own through [`wait_with`](crate::iocp::wait_with).
+///
+/// Not `Send`: a continuation is resumed on its queue's thread. Dropping one instead of resuming it
+/// cancels the task ([`Task`](Self::Task)), or forgets the wake-up (the others).
+#[non_exhaustive]
+pub enum Continuation {
+    /// A task made with [`spawn`](crate::spawn) that can go on.
+    Task(Runnable),
+    /// The waker of a future, whatever executor polls it.
+    Waker(Waker),
+    /// A number that means something to the loop that parked it. Costs no allocation.
+    Key(usize),
+    /// A closure to call.
+    Call(Box<dyn FnOnce()>),
+}
+
+impl Continuation {
+    /// A closure as a continuation.
+    pub fn call(closure: impl FnOnce() + 'static) -> Self {
+        Self::Call(Box::new(closure))
+    }
+
+    /// Resumes it: runs the task once, wakes the waker, or calls the closure. A
+    /// [`Key`](Self::Key) means nothing to the queue and is handed back.
+    ///
+    /// # Panics
+    /// With whatever the task, the waker or the closure panics.
+    pub fn resume(self) -> Option<usize> {
+        match self {
+            Self::Task(runnable) => {
+                runnable.0.run();
+                None
+            }
+            Self::Waker(waker) => {
+                waker.wake();
+                None
+            }
+            Self::Key(key) => Some(key),
+            Self::Call(closure) => {
+                closure();
+                None
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Continuation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Task(_) => f.write_str("Task"),
+            Self::Waker(_) => f.write_str("Waker"),
+            Self::Key(key) => f.debug_tuple("Key").field(key).finish(),
+            Self::Call(_) => f.write_str("Call"),
+        }
+    }
+}
+
+impl From<Waker> for Continuation {
+    fn from(waker: Waker) -> Self {
+        Self::Waker(waker)
+    }
+}
+
+impl From<usize> for Continuation {
+    fn from(key: usize) -> Self {
+        Self::Key(key)
+    }
+}
+
+/// A task of the queue's that is ready to run.
+#[derive(Debug)]
+pub struct Runnable(pub(crate) async_task::Runnable);

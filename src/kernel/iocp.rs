@@ -1,0 +1,197 @@
+//! A completion port and the rules by which it is used.
+//!
+//! Everything here is said in terms of [`Nt`], so it compiles, and can be tested, on every system.
+
+pub(crate) mod packet;
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::Arc;
+
+use windows_sys::Wdk::Storage::FileSystem::{
+    FILE_SYNCHRONOUS_IO_ALERT, FILE_SYNCHRONOUS_IO_NONALERT,
+};
+use windows_sys::Win32::Foundation::{
+    ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, STATUS_INVALID_HANDLE, WAIT_TIMEOUT,
+};
+use windows_sys::Win32::System::IO::{OVERLAPPED, OVERLAPPED_ENTRY};
+use windows_sys::Win32::System::WindowsProgramming::{
+    FILE_SKIP_COMPLETION_PORT_ON_SUCCESS, FILE_SKIP_SET_EVENT_ON_HANDLE,
+};
+
+use self::packet::Packet;
+use crate::handle::{HandleKind, RawHandle};
+use crate::nt::{Nt, Win32Error};
+
+/// How many packets one call may take off the port.
+const BATCH: usize = 128;
+
+/// The key of a wake-up. No registration has it: those are never all ones.
+const WAKE_KEY: usize = usize::MAX;
+
+/// One completion port (SPEC W5).
+pub(crate) struct CompletionPort<N: Nt> {
+    nt: N,
+    port: Arc<N::Port>,
+    /// Reused for every call, so that dequeuing allocates nothing.
+    entries: RefCell<Box<[OVERLAPPED_ENTRY; BATCH]>>,
+}
+
+/// How a handle came to be bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Binding {
+    /// What ends at once with success leaves no packet. False also where that is unknown.
+    pub(crate) skips: bool,
+    /// The file object carries a mode that only `persist` sets, by which it is known again.
+    pub(crate) marked: bool,
+}
+
+/// Why a handle could not be bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BindError {
+    /// The value names no open handle.
+    Invalid,
+    /// The handle was opened for synchronous use.
+    Synchronous,
+    /// The handle is bound to a port already; whose, Windows does not say.
+    AlreadyBound,
+    /// Anything else Windows says.
+    Os(Win32Error),
+}
+
+/// What a handle value means now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// The handle that was bound, as far as can be told.
+    Same,
+    /// Closed, or closed and given out again for something else.
+    Gone,
+}
+
+impl<N: Nt> CompletionPort<N> {
+    pub(crate) fn new(nt: N) -> io::Result<Self> {
+        let port = Arc::new(nt.create_port()?);
+        let entries = RefCell::new(Box::new([OVERLAPPED_ENTRY::default(); BATCH]));
+        Ok(Self { nt, port, entries })
+    }
+
+    /// The port itself, for what may outlive the queue: a notifier keeps it open, so that a wake-up
+    /// is never posted to a handle value that has come back as something else.
+    pub(crate) fn port(&self) -> &Arc<N::Port> {
+        &self.port
+    }
+
+    /// Binds `handle` to the port under `key`. Where it fails, nothing is bound.
+    pub(crate) fn bind(
+        &self,
+        handle: RawHandle,
+        kind: HandleKind,
+        key: usize,
+        keep_packets: bool,
+    ) -> Result<Binding, BindError> {
+        match self.nt.associate(&self.port, handle, key) {
+            Ok(()) => Ok(self.set_modes(handle, kind, keep_packets)),
+            Err(code) => Err(self.explain(handle, code)),
+        }
+    }
+
+    /// Windows answers ERROR_INVALID_PARAMETER to three different mistakes (pitfall 5).
+    fn explain(&self, handle: RawHandle, code: Win32Error) -> BindError {
+        match code {
+            ERROR_INVALID_HANDLE => BindError::Invalid,
+            ERROR_INVALID_PARAMETER => match self.nt.file_mode(handle) {
+                Err(STATUS_INVALID_HANDLE) => BindError::Invalid,
+                Ok(mode)
+                    if mode & (FILE_SYNCHRONOUS_IO_ALERT | FILE_SYNCHRONOUS_IO_NONALERT) != 0 =>
+                {
+                    BindError::Synchronous
+                }
+                Ok(_) => BindError::AlreadyBound,
+                Err(_) => BindError::Os(code),
+            },
+            code => BindError::Os(code),
+        }
+    }
+
+    /// Turns on the notification modes that are safe for the handle (SPEC W6).
+    ///
+    /// Failing is no reason to undo the binding (pitfall 30): packets then come for everything, and
+    /// the registration says so.
+    fn set_modes(&self, handle: RawHandle, kind: HandleKind, keep_packets: bool) -> Binding {
+        // The first mode is wanted for every handle and doubles as the mark: a new file object
+        // starts with none.
+        let wanted = if !keep_packets && self.may_skip(handle, kind) {
+            FILE_SKIP_SET_EVENT_ON_HANDLE | FILE_SKIP_COMPLETION_PORT_ON_SUCCESS
+        } else {
+            FILE_SKIP_SET_EVENT_ON_HANDLE
+        };
+        let set = self.nt.set_notification_modes(handle, wanted as u8);
+        // Modes are for ever, per file object, and shared by its duplicates (pitfall 54): what is
+        // on now may have been turned on before we came, so it is asked for, not assumed.
+        match self.nt.notification_modes(handle) {
+            Ok(modes) => Binding {
+                skips: modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS != 0,
+                marked: modes & FILE_SKIP_SET_EVENT_ON_HANDLE != 0,
+            },
+            Err(_) => Binding {
+                skips: set && wanted & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS != 0,
+                marked: false,
+            },
+        }
+    }
+
+    /// Skipping is wrong for sockets of layered providers (pitfall 2) and in doubt for datagrams
+    /// (pitfall 1).
+    fn may_skip(&self, handle: RawHandle, kind: HandleKind) -> bool {
+        match kind {
+            HandleKind::Handle => true,
+            HandleKind::Socket => self
+                .nt
+                .socket_protocol(handle)
+                .is_some_and(|protocol| protocol.ifs_handles && !protocol.datagrams),
+        }
+    }
+
+    /// Takes `handle` off the port. Only with nothing in flight (pitfall 23).
+    pub(crate) fn unbind(&self, handle: RawHandle) -> bool {
+        self.nt.dissociate(handle)
+    }
+
+    /// Whether `handle` still names the file object that was bound (pitfalls 29 and 34).
+    pub(crate) fn identity(&self, handle: RawHandle, marked: bool) -> Identity {
+        match self.nt.notification_modes(handle) {
+            Ok(modes) if marked && modes & FILE_SKIP_SET_EVENT_ON_HANDLE == 0 => Identity::Gone,
+            Err(STATUS_INVALID_HANDLE) => Identity::Gone,
+            _ => Identity::Same,
+        }
+    }
+
+    /// Asks for an operation to be cancelled. False where there was nothing to cancel: it has
+    /// ended, or was never started (pitfall 17).
+    pub(crate) fn cancel(&self, handle: RawHandle, overlapped: *mut OVERLAPPED) -> bool {
+        self.nt.cancel(handle, overlapped).is_ok()
+    }
+
+    /// Takes one batch off the port and gives each packet to `sink`, which must run no user code.
+    pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Packet)) -> io::Result<()> {
+        let mut entries = self.entries.borrow_mut();
+        let filled = match self.nt.dequeue(&self.port, &mut entries[..], timeout_ms) {
+            Ok(filled) => filled,
+            Err(WAIT_TIMEOUT) => 0,
+            Err(code) => return Err(io::Error::from_raw_os_error(code as i32)),
+        };
+        for entry in &entries[..filled] {
+            sink(Packet::from(entry));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn now(&self) -> std::time::Duration {
+        self.nt.now()
+    }
+}
+
+/// Queues a wake-up on `port`.
+pub(crate) fn post_wake<N: Nt>(port: &N::Port) -> io::Result<()> {
+    N::post(port, WAKE_KEY).map_err(|code| io::Error::from_raw_os_error(code as i32))
+}

@@ -1,0 +1,194 @@
+//! Waking a queue from another thread.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Wake;
+use std::thread;
+use std::time::Duration;
+
+use async_task::Runnable;
+
+use crate::kernel::Alarm;
+use crate::kernel::owner::OwnedBy;
+
+/// The part of a queue that other threads reach.
+pub(crate) struct Shared {
+    alarm: Alarm,
+    /// A wake-up is queued and was not taken off the port yet, so another would tell nothing new.
+    ringing: AtomicBool,
+    closed: AtomicBool,
+    /// Tasks woken on the queue's own thread: no lock.
+    local: OwnedBy<VecDeque<Runnable>>,
+    /// Tasks woken on others.
+    remote: Mutex<Vec<Runnable>>,
+    has_remote: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(alarm: Alarm) -> Self {
+        Self {
+            alarm,
+            ringing: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            local: OwnedBy::new(VecDeque::new()),
+            remote: Mutex::new(Vec::new()),
+            has_remote: AtomicBool::new(false),
+        }
+    }
+
+    #[cfg(windows)]
+    pub(crate) fn alarm(&self) -> &Alarm {
+        &self.alarm
+    }
+
+    /// Queues a wake-up unless one is queued already.
+    fn ring(&self) -> io::Result<()> {
+        // Sequentially consistent with `answered`: either the queue sees what was stored before
+        // this, or this sees that the last wake-up was taken off, and posts another.
+        if self.ringing.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.alarm.ring().inspect_err(|_| self.ringing.store(false, Ordering::SeqCst))
+    }
+
+    /// As [`ring`](Self::ring), for wakers, which cannot fail: a system without memory for a packet
+    /// is asked again (pitfall 15). Blocks this thread meanwhile, never the queue's.
+    fn ring_until_heard(&self) {
+        while !self.closed.load(Ordering::Acquire) && self.ring().is_err() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The wake-up was taken off the port.
+    pub(crate) fn answered(&self) {
+        self.ringing.swap(false, Ordering::SeqCst);
+    }
+
+    /// A task can go on.
+    pub(crate) fn schedule(&self, runnable: Runnable) {
+        if self.closed.load(Ordering::Acquire) {
+            self.discard(runnable);
+            return;
+        }
+        let runnable = Cell::new(Some(runnable));
+        if self.local.with(|local| local.extend(runnable.take())).is_some() {
+            return;
+        }
+        let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.closed.load(Ordering::Acquire) {
+            drop(remote);
+            runnable.take().into_iter().for_each(|runnable| self.discard(runnable));
+            return;
+        }
+        remote.extend(runnable.take());
+        self.has_remote.store(true, Ordering::Release);
+        drop(remote);
+        self.ring_until_heard();
+    }
+
+    /// The queue is gone. A future may only be dropped on the queue's thread; elsewhere its task is
+    /// forgotten (pitfall 56).
+    fn discard(&self, runnable: Runnable) {
+        if !self.local.is_owner() {
+            std::mem::forget(runnable);
+        }
+    }
+
+    /// The task that became ready first.
+    pub(crate) fn next(&self) -> Option<Runnable> {
+        if self.has_remote.load(Ordering::Acquire) {
+            self.fetch_remote();
+        }
+        self.local.with(VecDeque::pop_front).flatten()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.has_remote.load(Ordering::Acquire)
+            && self.local.with(|local| local.is_empty()).unwrap_or(true)
+    }
+
+    fn fetch_remote(&self) {
+        let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_remote.store(false, Ordering::Relaxed);
+        self.local.with(|local| local.extend(remote.drain(..)));
+    }
+
+    /// From now on tasks that are woken are forgotten. What was scheduled before is still there.
+    pub(crate) fn close(&self) {
+        let _remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::Release);
+    }
+}
+
+/// Wakes its queue from any thread.
+///
+/// A queue that waits in [`poll`](crate::Queue::poll) returns from it; one that does not wait
+/// returns from its next `poll` at once. Wake-ups coalesce: any number between two polls costs one
+/// packet. None is lost.
+///
+/// `Send`, `Sync` and `Clone`. Dropping it does nothing. It keeps the completion port open, so it
+/// may outlive its queue and the queue's thread; notifying is then harmless.
+#[derive(Clone)]
+pub struct Notifier {
+    shared: Arc<Shared>,
+}
+
+impl Notifier {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Wakes the queue.
+    ///
+    /// # Errors
+    /// When the system has no memory for a packet (`PostQueuedCompletionStatus` uses non-paged
+    /// pool). The queue was not woken; try again.
+    pub fn notify(&self) -> io::Result<()> {
+        if self.shared.closed.load(Ordering::Acquire) { Ok(()) } else { self.shared.ring() }
+    }
+}
+
+impl fmt::Debug for Notifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notifier").finish_non_exhaustive()
+    }
+}
+
+/// The waker of a `block_on`.
+pub(crate) struct Blocker {
+    woken: AtomicBool,
+    shared: Arc<Shared>,
+}
+
+impl Blocker {
+    /// Woken to begin with, so that the future is polled once.
+    pub(crate) fn new(shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self { woken: AtomicBool::new(true), shared })
+    }
+
+    /// Whether it was woken since the last time.
+    pub(crate) fn take(&self) -> bool {
+        self.woken.swap(false, Ordering::AcqRel)
+    }
+
+    pub(crate) fn is_woken(&self) -> bool {
+        self.woken.load(Ordering::Acquire)
+    }
+}
+
+impl Wake for Blocker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // On the queue's own thread nobody is asleep: the loop looks before it waits.
+        if !self.woken.swap(true, Ordering::AcqRel) && !self.shared.local.is_owner() {
+            self.shared.ring_until_heard();
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The raw calls the completion-port logic makes of Windows, and nothing else.
+//!
+//! `kernel/iocp` knows Windows only through [`Nt`]. `windows.rs` makes the real calls. Whatever
+//! else implements the trait stands in for the whole operating system, so that the logic that ships
+//! can be driven through orders of events that a real system shows once a year.
+//!
+//! Errors are the numbers the call left behind (a Win32 code or an NTSTATUS), read before any other
+//! call could change them (pitfall 9).
+
+use std::io;
+use std::time::Duration;
+
+use windows_sys::Win32::System::IO::{OVERLAPPED, OVERLAPPED_ENTRY};
+
+use crate::handle::RawHandle;
+
+#[cfg(windows)]
+pub(crate) mod windows;
+
+/// A Win32 error code, as `GetLastError` gives it.
+pub(crate) type Win32Error = u32;
+
+/// What Winsock says of the provider behind a socket (`SO_PROTOCOL_INFOW`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SocketProtocol {
+    /// The provider hands out real file handles (`XP1_IFS_HANDLES`, pitfall 2).
+    pub(crate) ifs_handles: bool,
+    /// The socket carries datagrams (pitfall 1).
+    pub(crate) datagrams: bool,
+}
+
+/// One Windows: the real one, or a model of it.
+pub(crate) trait Nt {
+    /// A completion port; dropping the last reference to it closes it. Packets may be posted to it
+    /// from any thread.
+    type Port: Send + Sync;
+
+    /// Creates a completion port with a concurrency value of 1 (`CreateIoCompletionPort`).
+    fn create_port(&self) -> io::Result<Self::Port>;
+
+    /// Binds `handle` to `port` (`CreateIoCompletionPort`).
+    fn associate(&self, port: &Self::Port, handle: RawHandle, key: usize)
+    -> Result<(), Win32Error>;
+
+    /// Takes `handle` off whatever port it is bound to (`FileReplaceCompletionInformation`,
+    /// Windows 8.1 and later). True where it worked.
+    fn dissociate(&self, handle: RawHandle) -> bool;
+
+    /// Adds to the handle's notification modes (`SetFileCompletionNotificationModes`). True where
+    /// it worked.
+    fn set_notification_modes(&self, handle: RawHandle, modes: u8) -> bool;
+
+    /// The handle's notification modes (`FileIoCompletionNotificationInformation`).
+    fn notification_modes(&self, handle: RawHandle) -> Result<u32, NtStatusCode>;
+
+    /// The mode the file was opened in (`FileModeInformation`): says whether it is synchronous.
+    fn file_mode(&self, handle: RawHandle) -> Result<u32, NtStatusCode>;
+
+    /// The provider behind a socket, `None` where Winsock does not say.
+    fn socket_protocol(&self, socket: RawHandle) -> Option<SocketProtocol>;
+
+    /// Asks for one operation to be cancelled (`CancelIoEx`). The address is only compared.
+    fn cancel(&self, handle: RawHandle, overlapped: *mut OVERLAPPED) -> Result<(), Win32Error>;
+
+    /// Takes packets off the port (`GetQueuedCompletionStatusEx`): how many of `entries` were
+    /// filled. `Err(WAIT_TIMEOUT)` when the time is up; may come early (pitfall 4).
+    fn dequeue(
+        &self,
+        port: &Self::Port,
+        entries: &mut [OVERLAPPED_ENTRY],
+        timeout_ms: u32,
+    ) -> Result<usize, Win32Error>;
+
+    /// Queues a packet with this key and no OVERLAPPED (`PostQueuedCompletionStatus`).
+    fn post(port: &Self::Port, key: usize) -> Result<(), Win32Error>;
+
+    /// A clock that never goes back.
+    fn now(&self) -> Duration;
+}
+
+/// An NTSTATUS, as the kernel's own calls give it.
+pub(crate) type NtStatusCode = i32;

@@ -1,0 +1,177 @@
+//! The real calls.
+
+use std::io;
+use std::mem::size_of;
+use std::os::windows::io::{AsHandle, AsRawHandle, BorrowedHandle, FromRawHandle, OwnedHandle};
+use std::ptr::{null_mut, without_provenance_mut};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use windows_sys::Wdk::Storage::FileSystem::{
+    FILE_COMPLETION_INFORMATION, FileIoCompletionNotificationInformation, FileModeInformation,
+    FileReplaceCompletionInformation, NtQueryInformationFile, NtSetInformationFile,
+};
+use windows_sys::Win32::Foundation::{GetLastError, INVALID_HANDLE_VALUE, STATUS_SUCCESS};
+use windows_sys::Win32::Networking::WinSock::{
+    SO_PROTOCOL_INFOW, SOCK_DGRAM, SOL_SOCKET, WSAPROTOCOL_INFOW, XP1_IFS_HANDLES, getsockopt,
+};
+use windows_sys::Win32::Storage::FileSystem::SetFileCompletionNotificationModes;
+use windows_sys::Win32::System::IO::{
+    CancelIoEx, CreateIoCompletionPort, GetQueuedCompletionStatusEx, IO_STATUS_BLOCK, OVERLAPPED,
+    OVERLAPPED_ENTRY, PostQueuedCompletionStatus,
+};
+
+use super::{Nt, NtStatusCode, SocketProtocol, Win32Error};
+use crate::handle::RawHandle;
+
+/// The Windows this program runs on.
+pub(crate) struct Windows;
+
+/// A completion port of this process. A `HANDLE` to a port may be used from any thread.
+pub(crate) struct Port(OwnedHandle);
+
+impl Port {
+    pub(crate) fn as_handle(&self) -> BorrowedHandle<'_> {
+        self.0.as_handle()
+    }
+}
+
+fn last_error() -> Win32Error {
+    // SAFETY: reads the calling thread's own error slot.
+    unsafe { GetLastError() }
+}
+
+fn checked(ok: i32) -> Result<(), Win32Error> {
+    if ok == 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// Asks the kernel for one fixed-size answer about a file object.
+fn query<A: Copy + Default>(handle: RawHandle, class: i32) -> Result<A, NtStatusCode> {
+    let mut answer = A::default();
+    let mut block = IO_STATUS_BLOCK::default();
+    let length = u32::try_from(size_of::<A>()).expect("answers are a few bytes");
+    // SAFETY: both blocks are ours, live through the call, and `length` is the answer's size. The
+    // call is synchronous for these classes. A handle that is closed or of the wrong kind is
+    // answered with an error. `A` is one of the plain integers below.
+    let status = unsafe {
+        NtQueryInformationFile(handle, &raw mut block, (&raw mut answer).cast(), length, class)
+    };
+    if status == STATUS_SUCCESS { Ok(answer) } else { Err(status) }
+}
+
+impl Nt for Windows {
+    type Port = Port;
+
+    fn create_port(&self) -> io::Result<Port> {
+        // SAFETY: INVALID_HANDLE_VALUE with no existing port asks for a new port.
+        let port = unsafe { CreateIoCompletionPort(INVALID_HANDLE_VALUE, null_mut(), 0, 1) };
+        if port.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the handle was just made for us and nobody else has it.
+        Ok(Port(unsafe { OwnedHandle::from_raw_handle(port) }))
+    }
+
+    fn associate(&self, port: &Port, handle: RawHandle, key: usize) -> Result<(), Win32Error> {
+        // SAFETY: takes two handle values and a number; a bad handle is answered with an error.
+        let bound = unsafe { CreateIoCompletionPort(handle, port.0.as_raw_handle(), key, 0) };
+        if bound.is_null() { Err(last_error()) } else { Ok(()) }
+    }
+
+    fn dissociate(&self, handle: RawHandle) -> bool {
+        let nothing = FILE_COMPLETION_INFORMATION { Port: null_mut(), Key: null_mut() };
+        let length = u32::try_from(size_of::<FILE_COMPLETION_INFORMATION>()).expect("16 bytes");
+        let mut block = IO_STATUS_BLOCK::default();
+        // SAFETY: both blocks are ours and live through the call, which is synchronous for this
+        // class; `length` is the size of the block passed.
+        let status = unsafe {
+            NtSetInformationFile(
+                handle,
+                &raw mut block,
+                (&raw const nothing).cast(),
+                length,
+                FileReplaceCompletionInformation,
+            )
+        };
+        status == STATUS_SUCCESS
+    }
+
+    fn set_notification_modes(&self, handle: RawHandle, modes: u8) -> bool {
+        // SAFETY: takes a handle value and flags; a bad handle is answered with an error.
+        unsafe { SetFileCompletionNotificationModes(handle, modes) != 0 }
+    }
+
+    fn notification_modes(&self, handle: RawHandle) -> Result<u32, NtStatusCode> {
+        query(handle, FileIoCompletionNotificationInformation)
+    }
+
+    fn file_mode(&self, handle: RawHandle) -> Result<u32, NtStatusCode> {
+        query(handle, FileModeInformation)
+    }
+
+    fn socket_protocol(&self, socket: RawHandle) -> Option<SocketProtocol> {
+        let mut info = WSAPROTOCOL_INFOW::default();
+        let mut length = i32::try_from(size_of::<WSAPROTOCOL_INFOW>()).expect("628 bytes");
+        // SAFETY: the buffer is ours, lives through the call, and `length` is its size. A handle
+        // that is no socket is answered with WSAENOTSOCK.
+        let answer = unsafe {
+            getsockopt(
+                socket.addr(),
+                SOL_SOCKET,
+                SO_PROTOCOL_INFOW,
+                (&raw mut info).cast(),
+                &raw mut length,
+            )
+        };
+        (answer == 0).then_some(SocketProtocol {
+            ifs_handles: info.dwServiceFlags1 & XP1_IFS_HANDLES != 0,
+            datagrams: info.iSocketType == SOCK_DGRAM,
+        })
+    }
+
+    fn cancel(&self, handle: RawHandle, overlapped: *mut OVERLAPPED) -> Result<(), Win32Error> {
+        // SAFETY: the kernel compares the address with those of the handle's pending operations
+        // and does not look behind it.
+        checked(unsafe { CancelIoEx(handle, overlapped) })
+    }
+
+    fn dequeue(
+        &self,
+        port: &Port,
+        entries: &mut [OVERLAPPED_ENTRY],
+        timeout_ms: u32,
+    ) -> Result<usize, Win32Error> {
+        let room = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        let mut filled = 0;
+        // SAFETY: `entries` is ours for the call and `room` is at most its length.
+        checked(unsafe {
+            GetQueuedCompletionStatusEx(
+                port.0.as_raw_handle(),
+                entries.as_mut_ptr(),
+                room,
+                &raw mut filled,
+                timeout_ms,
+                0,
+            )
+        })?;
+        Ok(filled as usize)
+    }
+
+    fn post(port: &Port, key: usize) -> Result<(), Win32Error> {
+        // SAFETY: takes a port of ours and numbers; a null OVERLAPPED is never followed.
+        checked(unsafe {
+            PostQueuedCompletionStatus(port.0.as_raw_handle(), 0, key, without_provenance_mut(0))
+        })
+    }
+
+    fn now(&self) -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
+    }
+}
+
+/// What the system says an NTSTATUS is in Win32 codes.
+pub(crate) fn status_to_win32(status: NtStatusCode) -> Win32Error {
+    // SAFETY: maps a number to a number.
+    unsafe { windows_sys::Win32::Foundation::RtlNtStatusToDosError(status) }
+}

@@ -1,0 +1,676 @@
+//! One operation in flight, and the slab they live in.
+//!
+//! An operation owns what the kernel writes to: the OVERLAPPED and the caller's state (buffers)
+//! stand in one [`Slot`] that never moves. Futures hold a [`Ticket`], not the memory. Rule 0: **a
+//! slot whose status word is still the kernel's is never freed, reused or referenced**; when its
+//! queue ends first, the slot's chunk is leaked.
+//!
+//! ```text
+//!            expose              watch                packet
+//!   Free ─> Idle ──> Exposed ──────────> InFlight ──────────────> Done ──> Free
+//!             ^         │                   │ cancel               ^  └──> Retired ─> Free
+//!             └─ reset ─┤ drop              v          packet      │ (a packet may still come)
+//!                       └──> Orphaned <── Cancelling ──────────────┘
+//!                               └─ packet: the state is dropped, then Free
+//! ```
+//!
+//! No function here runs user code but [`dispose`], which says so.
+
+use std::alloc::{self, Layout};
+use std::any::type_name;
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::marker::PhantomData;
+use std::mem::{align_of, size_of};
+use std::ops::Deref;
+use std::panic::Location;
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use windows_sys::Win32::Foundation::{STATUS_PENDING, STATUS_SUCCESS};
+use windows_sys::Win32::System::IO::OVERLAPPED;
+
+use crate::continuation::Continuation;
+use crate::error::NtStatus;
+use crate::handle::{EntryId, RawHandle};
+use crate::queue::Inner;
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// On the free list.
+    Free,
+    /// The caller's alone: the kernel has not seen it.
+    Idle,
+    /// The OVERLAPPED's address was given out, so it may be in flight; nobody waits yet.
+    Exposed,
+    /// In flight and waited for.
+    InFlight,
+    /// As `InFlight`, and a cancel was asked for.
+    Cancelling,
+    /// Nobody wants the result; the memory stays until the kernel is done.
+    Orphaned,
+    /// Ended; the caller's state has not been taken yet.
+    Done,
+    /// Ended and taken; kept because a packet may still come (pitfall 55).
+    Retired,
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) status: NtStatus,
+    pub(crate) bytes: u32,
+}
+
+/// What stands before the caller's state in a slot's memory.
+#[repr(C, align(16))]
+pub(crate) struct Slot {
+    /// First, so that the OVERLAPPED's address is the slot's. The kernel writes here.
+    overlapped: UnsafeCell<OVERLAPPED>,
+    state: Cell<State>,
+    /// A packet for this operation may still be queued.
+    packet_due: Cell<bool>,
+    /// The slot is one of those that `running` counts.
+    counted: Cell<bool>,
+    /// The handle was closed under the operation.
+    closed_under: Cell<bool>,
+    class: u8,
+    /// Counts how often the slot was freed, so that a stale ticket is told apart.
+    generation: Cell<u32>,
+    entry: Cell<Option<EntryId>>,
+    handle: Cell<RawHandle>,
+    /// Neighbours in the registration's list, or (`next`) on the free list.
+    previous: Cell<Option<SlotRef>>,
+    next: Cell<Option<SlotRef>>,
+    waiter: Cell<Option<Continuation>>,
+    /// How to drop the caller's state; `None` when the slot holds none.
+    drop_state: Cell<Option<unsafe fn(SlotRef)>>,
+    ending: Cell<Option<Ending>>,
+    kind: Cell<&'static str>,
+    caller: Cell<&'static Location<'static>>,
+    since: Cell<Duration>,
+}
+
+/// The address of a slot of the queue's slab.
+///
+/// Only [`Slab`] makes one, and a chunk is freed only with the slab, which lives in the queue that
+/// every holder of a `SlotRef` keeps alive or is part of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SlotRef(NonNull<Slot>);
+
+impl Deref for SlotRef {
+    type Target = Slot;
+
+    fn deref(&self) -> &Slot {
+        // SAFETY: the slot's header was initialised when its chunk was made, and the chunk lives as
+        // long as the slab (see the type). Everything in the header that changes is in a cell, and
+        // the one part that the kernel writes to is an UnsafeCell nobody forms a reference into.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Slot {
+    pub(crate) fn state(&self) -> State {
+        self.state.get()
+    }
+
+    pub(crate) fn packet_due(&self) -> bool {
+        self.packet_due.get()
+    }
+
+    pub(crate) fn is_counted(&self) -> bool {
+        self.counted.get()
+    }
+
+    pub(crate) fn entry(&self) -> Option<EntryId> {
+        self.entry.get()
+    }
+
+    pub(crate) fn handle(&self) -> RawHandle {
+        self.handle.get()
+    }
+
+    pub(crate) fn closed_under(&self) -> bool {
+        self.closed_under.get()
+    }
+
+    pub(crate) fn set_closed_under(&self) {
+        self.closed_under.set(true);
+    }
+
+    pub(crate) fn kind(&self) -> &'static str {
+        self.kind.get()
+    }
+
+    pub(crate) fn caller(&self) -> &'static Location<'static> {
+        self.caller.get()
+    }
+
+    pub(crate) fn since(&self) -> Duration {
+        self.since.get()
+    }
+
+    pub(crate) fn next(&self) -> Option<SlotRef> {
+        self.next.get()
+    }
+
+    pub(crate) fn set_waiter(&self, waiter: Continuation) -> Option<Continuation> {
+        self.waiter.replace(Some(waiter))
+    }
+
+    pub(crate) fn take_waiter(&self) -> Option<Continuation> {
+        self.waiter.take()
+    }
+
+    /// The address the kernel is given.
+    pub(crate) fn overlapped(&self) -> *mut OVERLAPPED {
+        self.overlapped.get()
+    }
+
+    /// The status word, which the kernel writes last.
+    fn status(&self) -> NtStatus {
+        // SAFETY: the word is in our slot, aligned, and accessed by nobody but the kernel and
+        // through atomics. Acquire pairs with the kernel's writes of the buffers before it.
+        let word = unsafe {
+            AtomicUsize::from_ptr(&raw mut (*self.overlapped.get()).Internal)
+                .load(Ordering::Acquire)
+        };
+        // The status is the low 32 bits of a pointer-sized union.
+        NtStatus(word as u32 as i32)
+    }
+
+    /// Whether the status word says that the kernel may still write here.
+    pub(crate) fn is_kernels(&self) -> bool {
+        self.status().0 == STATUS_PENDING
+    }
+
+    /// How the operation ended, once the status word has left the kernel's hands.
+    fn read_ending(&self) -> Ending {
+        let status = self.status();
+        debug_assert!(status.0 != STATUS_PENDING);
+        // SAFETY: the status word is final, so the kernel writes here no more; the word is aligned
+        // and read through an atomic.
+        let bytes = unsafe {
+            AtomicUsize::from_ptr(&raw mut (*self.overlapped.get()).InternalHigh)
+                .load(Ordering::Relaxed)
+        };
+        // No portable call moves more than 4 GiB; a driver that says so is cut, not wrapped.
+        Ending { status, bytes: u32::try_from(bytes).unwrap_or(u32::MAX) }
+    }
+
+    /// How a finished operation ended.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        self.ending.get()
+    }
+
+    fn reset_overlapped(&self) {
+        // SAFETY: called only in states in which the kernel does not have the slot (Free, Idle, or
+        // a call that failed at once).
+        unsafe {
+            self.overlapped
+                .get()
+                .write(OVERLAPPED { Internal: STATUS_PENDING as usize, ..OVERLAPPED::default() });
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Changes of state, one function each. What they need of the registration's list is the caller's.
+
+impl SlotRef {
+    /// Idle -> Exposed: the address leaves our hands.
+    pub(crate) fn expose(self, entry: Option<EntryId>, handle: RawHandle) {
+        debug_assert!(matches!(self.state(), State::Idle));
+        self.entry.set(entry);
+        self.handle.set(handle);
+        self.packet_due.set(true);
+        self.state.set(State::Exposed);
+    }
+
+    /// The registration of an operation that was started before its handle was registered.
+    pub(crate) fn adopt(self, entry: EntryId) {
+        debug_assert!(self.entry().is_none());
+        self.entry.set(Some(entry));
+    }
+
+    /// Exposed -> Idle: the call is known not to have started anything, or never to have been made.
+    pub(crate) fn reset(self) {
+        debug_assert!(matches!(self.state(), State::Exposed));
+        self.packet_due.set(false);
+        self.closed_under.set(false);
+        self.reset_overlapped();
+        self.state.set(State::Idle);
+    }
+
+    /// Exposed -> InFlight: somebody waits.
+    pub(crate) fn watch(self, caller: &'static Location<'static>) {
+        debug_assert!(matches!(self.state(), State::Exposed));
+        self.caller.set(caller);
+        self.state.set(State::InFlight);
+    }
+
+    /// InFlight -> Cancelling.
+    pub(crate) fn cancelling(self) {
+        if self.state() == State::InFlight {
+            self.state.set(State::Cancelling);
+        }
+    }
+
+    /// Exposed, InFlight, Cancelling -> Orphaned: the ticket is gone, the kernel is not.
+    pub(crate) fn orphan(self) {
+        self.state.set(State::Orphaned);
+    }
+
+    /// Exposed, InFlight, Cancelling, Orphaned -> Done. The status word is final.
+    pub(crate) fn finish(self) {
+        self.finish_with(self.read_ending());
+    }
+
+    /// As [`finish`](Self::finish), for a call that ended at once without touching the status word.
+    pub(crate) fn finish_with(self, ending: Ending) {
+        self.ending.set(Some(ending));
+        self.state.set(State::Done);
+    }
+
+    /// The packet that was due has come, or is known never to come.
+    pub(crate) fn no_packet_due(self) {
+        self.packet_due.set(false);
+    }
+
+    /// Done, Idle -> Retired: the state was taken, a packet may still come.
+    fn retire(self) {
+        debug_assert!(self.drop_state.get().is_none());
+        self.state.set(State::Retired);
+    }
+
+    pub(crate) fn set_counted(self, counted: bool) {
+        self.counted.set(counted);
+    }
+
+    pub(crate) fn link(self, head: &mut Option<SlotRef>) {
+        self.previous.set(None);
+        self.next.set(*head);
+        if let Some(next) = *head {
+            next.previous.set(Some(self));
+        }
+        *head = Some(self);
+    }
+
+    pub(crate) fn unlink(self, head: &mut Option<SlotRef>) {
+        let (previous, next) = (self.previous.take(), self.next.take());
+        match previous {
+            Some(previous) => previous.next.set(next),
+            None => *head = next,
+        }
+        if let Some(next) = next {
+            next.previous.set(previous);
+        }
+    }
+
+    /// Marks where in a file the operation takes place, over the full 64 bits (pitfall 22).
+    pub(crate) fn set_offset(self, offset: u64) {
+        debug_assert!(matches!(self.state(), State::Idle));
+        // SAFETY: an idle slot is not the kernel's.
+        unsafe {
+            let place = &raw mut (*self.overlapped.get()).Anonymous.Anonymous;
+            (*place).Offset = offset as u32;
+            (*place).OffsetHigh = (offset >> 32) as u32;
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The caller's state.
+
+/// States up to this alignment stand in the slot itself.
+const INLINE_ALIGN: usize = align_of::<Slot>();
+
+/// How much state a slot of each class holds. Larger or over-aligned state is boxed, which is the
+/// one allocation an operation can cost; buffers behind a pointer (`Vec`, `Box`) never are.
+const CLASSES: [usize; 4] = [64, 256, 1024, 4096];
+
+const fn is_boxed<T>() -> bool {
+    size_of::<T>() > CLASSES[CLASSES.len() - 1] || align_of::<T>() > INLINE_ALIGN
+}
+
+const fn class_of<T>() -> usize {
+    let mut class = 0;
+    if !is_boxed::<T>() {
+        while CLASSES[class] < size_of::<T>() {
+            class += 1;
+        }
+    }
+    class
+}
+
+impl SlotRef {
+    fn payload(self) -> *mut u8 {
+        // SAFETY: every slot's memory is a header followed by at least CLASSES[0] bytes, and the
+        // pointer was derived from the whole chunk.
+        unsafe { self.0.as_ptr().cast::<u8>().add(size_of::<Slot>()) }
+    }
+
+    /// Where the caller's state is.
+    ///
+    /// # Safety
+    /// The slot holds a `T` (put there by [`Slab::allocate`]).
+    unsafe fn state_ptr<T>(self) -> *mut T {
+        if is_boxed::<T>() {
+            // SAFETY: for such a T, `allocate` stored the box's pointer.
+            unsafe { self.payload().cast::<*mut T>().read() }
+        } else {
+            self.payload().cast()
+        }
+    }
+
+    /// Moves the caller's state out.
+    ///
+    /// # Safety
+    /// The slot holds a `T`, and the kernel is done with it.
+    unsafe fn take_state<T>(self) -> T {
+        self.drop_state.set(None);
+        // SAFETY: the caller says there is a T; with `drop_state` cleared nobody reads it again.
+        unsafe {
+            let place = self.state_ptr::<T>();
+            if is_boxed::<T>() { *Box::from_raw(place) } else { place.read() }
+        }
+    }
+}
+
+/// # Safety
+/// The slot holds a `T`, and the kernel is done with it.
+unsafe fn drop_state<T>(slot: SlotRef) {
+    // SAFETY: passed on.
+    drop(unsafe { slot.take_state::<T>() });
+}
+
+// ---------------------------------------------------------------------------------------------
+// The slab.
+
+struct Chunk {
+    start: NonNull<u8>,
+    layout: Layout,
+    stride: usize,
+}
+
+/// The memory of a queue's operations: slots in a few sizes, in chunks that double.
+#[derive(Default)]
+pub(crate) struct Slab {
+    chunks: [RefCell<Vec<Chunk>>; CLASSES.len()],
+    free: [Cell<Option<SlotRef>>; CLASSES.len()],
+}
+
+/// There is no memory for another operation.
+#[derive(Debug)]
+pub(crate) struct OutOfMemory;
+
+impl Slab {
+    /// Free -> Idle: a slot that holds `state`.
+    pub(crate) fn allocate<T: 'static>(
+        &self,
+        state: T,
+        since: Duration,
+        caller: &'static Location<'static>,
+    ) -> Result<SlotRef, (OutOfMemory, T)> {
+        let class = class_of::<T>();
+        let slot = match self.free[class].get() {
+            Some(slot) => slot,
+            None => match self.grow(class) {
+                Ok(slot) => slot,
+                Err(error) => return Err((error, state)),
+            },
+        };
+        self.free[class].set(slot.next.take());
+        debug_assert!(slot.state() == State::Free);
+        // SAFETY: a free slot is nobody's, and its class has room for a T (or for a pointer to one).
+        unsafe {
+            if is_boxed::<T>() {
+                slot.payload().cast::<*mut T>().write(Box::into_raw(Box::new(state)));
+            } else {
+                slot.payload().cast::<T>().write(state);
+            }
+        }
+        slot.reset_overlapped();
+        slot.drop_state.set(Some(drop_state::<T>));
+        slot.ending.set(None);
+        slot.packet_due.set(false);
+        slot.closed_under.set(false);
+        slot.entry.set(None);
+        slot.kind.set(type_name::<T>());
+        slot.caller.set(caller);
+        slot.since.set(since);
+        slot.state.set(State::Idle);
+        Ok(slot)
+    }
+
+    /// Back on the free list. The slot is in no registration's list and holds no state.
+    pub(crate) fn free(&self, slot: SlotRef) {
+        debug_assert!(slot.drop_state.get().is_none());
+        debug_assert!(slot.state() != State::Free);
+        let list = &self.free[usize::from(slot.class)];
+        slot.generation.set(slot.generation.get().wrapping_add(1));
+        slot.entry.set(None);
+        slot.state.set(State::Free);
+        slot.next.set(list.get());
+        list.set(Some(slot));
+    }
+
+    /// The slot whose OVERLAPPED is at `address`, if any slot's is.
+    pub(crate) fn find(&self, address: usize) -> Option<SlotRef> {
+        self.chunks.iter().find_map(|chunks| {
+            // The newest chunk is as large as all before it, so it is the likeliest.
+            chunks.borrow().iter().rev().find_map(|chunk| chunk.slot_at(address))
+        })
+    }
+
+    /// Every slot that is not free.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(SlotRef)) {
+        for chunks in &self.chunks {
+            for chunk in chunks.borrow().iter() {
+                chunk.slots().filter(|slot| slot.state() != State::Free).for_each(&mut visit);
+            }
+        }
+    }
+
+    fn grow(&self, class: usize) -> Result<SlotRef, OutOfMemory> {
+        const FIRST: usize = 16;
+        let mut chunks = self.chunks[class].borrow_mut();
+        let count = FIRST.checked_shl(chunks.len() as u32).ok_or(OutOfMemory)?;
+        chunks.try_reserve(1).map_err(|_| OutOfMemory)?;
+        let chunk = Chunk::new(class, count)?;
+        for slot in chunk.slots() {
+            slot.next.set(self.free[class].get());
+            self.free[class].set(Some(slot));
+        }
+        chunks.push(chunk);
+        self.free[class].get().ok_or(OutOfMemory)
+    }
+}
+
+impl Chunk {
+    fn new(class: usize, count: usize) -> Result<Self, OutOfMemory> {
+        let stride = (size_of::<Slot>() + CLASSES[class]).next_multiple_of(64);
+        let size = stride.checked_mul(count).ok_or(OutOfMemory)?;
+        let layout = Layout::from_size_align(size, 64).map_err(|_| OutOfMemory)?;
+        // SAFETY: the size is not zero.
+        let start = NonNull::new(unsafe { alloc::alloc(layout) }).ok_or(OutOfMemory)?;
+        let chunk = Self { start, layout, stride };
+        for index in 0..count {
+            let slot = Slot {
+                overlapped: UnsafeCell::new(OVERLAPPED::default()),
+                state: Cell::new(State::Free),
+                packet_due: Cell::new(false),
+                counted: Cell::new(false),
+                closed_under: Cell::new(false),
+                class: class as u8,
+                generation: Cell::new(0),
+                entry: Cell::new(None),
+                handle: Cell::new(std::ptr::null_mut()),
+                previous: Cell::new(None),
+                next: Cell::new(None),
+                waiter: Cell::new(None),
+                drop_state: Cell::new(None),
+                ending: Cell::new(None),
+                kind: Cell::new(""),
+                caller: Cell::new(Location::caller()),
+                since: Cell::new(Duration::ZERO),
+            };
+            // SAFETY: `index` is below `count`, so the slot lies in the new chunk, aligned because
+            // start and stride are multiples of 64.
+            unsafe { chunk.start.add(index * stride).cast::<Slot>().write(slot) };
+        }
+        Ok(chunk)
+    }
+
+    fn slots(&self) -> impl Iterator<Item = SlotRef> {
+        (0..self.layout.size() / self.stride).map(|index| {
+            // SAFETY: within the chunk, and initialised by `new`.
+            SlotRef(unsafe { self.start.add(index * self.stride).cast() })
+        })
+    }
+
+    fn slot_at(&self, address: usize) -> Option<SlotRef> {
+        let offset = address.checked_sub(self.start.addr().get())?;
+        if offset >= self.layout.size() || offset % self.stride != 0 {
+            return None;
+        }
+        // SAFETY: within the chunk and at a slot's start, which `new` initialised.
+        Some(SlotRef(unsafe { self.start.add(offset).cast() }))
+    }
+}
+
+impl Drop for Slab {
+    /// Runs user code (the drop of states whose operation has ended and nobody took).
+    fn drop(&mut self) {
+        for chunks in &self.chunks {
+            for chunk in chunks.take() {
+                let kernels = |slot: SlotRef| {
+                    let state = slot.state();
+                    !matches!(state, State::Free | State::Idle | State::Done | State::Retired)
+                        && slot.is_kernels()
+                };
+                if chunk.slots().any(kernels) {
+                    continue; // Leaked: rule 0.
+                }
+                for slot in chunk.slots() {
+                    drop(slot.take_waiter());
+                    if let Some(drop_state) = slot.drop_state.take() {
+                        // SAFETY: the slot holds the state this was stored for, and no slot of this
+                        // chunk is the kernel's.
+                        unsafe { drop_state(slot) };
+                    }
+                }
+                // SAFETY: allocated in `Chunk::new` with this layout; nobody can have a SlotRef any
+                // more, since the queue that owns the slab is being dropped.
+                unsafe { alloc::dealloc(chunk.start.as_ptr(), chunk.layout) };
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Tickets.
+
+/// The right to an operation's outcome: which slot, and which use of it.
+///
+/// The slot holds a `T` until the ticket takes it. Dropping a ticket gives the operation up:
+/// whoever holds one decides what happens then (`Inner::abandon`).
+pub(crate) struct Ticket<T: 'static> {
+    queue: Rc<Inner>,
+    slot: SlotRef,
+    generation: u32,
+    state: PhantomData<*mut T>,
+}
+
+impl<T: 'static> Ticket<T> {
+    /// A new, idle operation that holds `state`.
+    pub(crate) fn new(
+        queue: &Rc<Inner>,
+        state: T,
+        caller: &'static Location<'static>,
+    ) -> Result<Self, (OutOfMemory, T)> {
+        let slot = queue.slab.allocate(state, queue.clock(), caller)?;
+        let generation = slot.generation.get();
+        Ok(Self { queue: Rc::clone(queue), slot, generation, state: PhantomData })
+    }
+
+    pub(crate) fn queue(&self) -> &Rc<Inner> {
+        &self.queue
+    }
+
+    /// The slot, which is this ticket's until the state is taken.
+    pub(crate) fn slot(&self) -> SlotRef {
+        assert!(self.slot.generation.get() == self.generation, "a ticket outlived its operation");
+        self.slot
+    }
+
+    /// Where the state is. Forms no reference.
+    pub(crate) fn state_ptr(&self) -> *mut T {
+        // SAFETY: this ticket was made with a T, and the slot is still this ticket's.
+        unsafe { self.slot().state_ptr::<T>() }
+    }
+
+    /// Takes the state and gives the slot back, or retires it while a packet may come.
+    ///
+    /// Only in Idle and Done; otherwise the ticket comes back.
+    pub(crate) fn take(self) -> Result<T, Self> {
+        let slot = self.slot();
+        if !matches!(slot.state(), State::Idle | State::Done) {
+            return Err(self);
+        }
+        // SAFETY: this ticket was made with a T that is still there; in these two states the kernel
+        // does not have the slot, or is done with it.
+        let state = unsafe { slot.take_state::<T>() };
+        self.queue.release(slot);
+        self.disarm();
+        Ok(state)
+    }
+
+    fn disarm(self) {
+        let mut ticket = std::mem::ManuallyDrop::new(self);
+        // SAFETY: `ticket` is never used again, so its queue is dropped exactly once.
+        unsafe { std::ptr::drop_in_place(&raw mut ticket.queue) };
+    }
+}
+
+impl<T: 'static> Drop for Ticket<T> {
+    fn drop(&mut self) {
+        let slot = self.slot();
+        self.queue.abandon(slot);
+    }
+}
+
+/// Drops the state of a finished operation that nobody wants, then frees or retires its slot.
+///
+/// Runs user code: nothing of the queue may be borrowed. A panic in it passes through; the slot is
+/// given back all the same.
+pub(crate) fn dispose(queue: &Inner, slot: SlotRef) {
+    struct Release<'a>(&'a Inner, SlotRef);
+    impl Drop for Release<'_> {
+        fn drop(&mut self) {
+            self.0.release(self.1);
+        }
+    }
+    assert!(matches!(slot.state(), State::Idle | State::Done), "the kernel may have this slot");
+    let _release = Release(queue, slot);
+    if let Some(drop_state) = slot.drop_state.take() {
+        // SAFETY: the slot holds the state this was stored for, and in these two states the kernel
+        // does not have it, or is done with it.
+        unsafe { drop_state(slot) };
+    }
+}
+
+/// The end of a slot's use: free, or retired while a packet may come. Holds no state any more.
+pub(crate) fn settle(slab: &Slab, slot: SlotRef, may_retire: bool) -> bool {
+    if slot.packet_due() && may_retire {
+        slot.retire();
+        return false;
+    }
+    slab.free(slot);
+    true
+}
+
+/// The ending of a call that succeeded at once but leaves no status word (pitfall 8).
+pub(crate) const ENDED_AT_ONCE: Ending = Ending { status: NtStatus(STATUS_SUCCESS), bytes: 0 };

@@ -1,0 +1,1150 @@
+//! The queue: persist, poll, run, running, spawn, block_on; and the thread's own queue.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::panic::Location;
+use std::pin::pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::continuation::{Continuation, Runnable};
+use crate::error::{Closed, Refused, Undrained};
+use crate::handle::{
+    AnyHandle, AsAnyHandle, EntryId, Facts, HandleId, Persist, PersistError, PersistFailure,
+    RawHandle, Registered, Registration, Registry,
+};
+use crate::kernel::Kernel;
+use crate::kernel::iocp::packet::{Claim, Packet, examine};
+use crate::kernel::iocp::{BindError, Identity};
+use crate::misuse::Misuse;
+use crate::notify::{Blocker, Notifier, Shared};
+use crate::operation::{Slab, SlotRef, State, dispose, settle};
+use crate::task::{self, Task, Tasks};
+use crate::time::Deadline;
+
+/// How many operations that end at once a task may do before the others get their turn (pitfall
+/// 12).
+const BUDGET: u32 = 128;
+
+/// How many continuations `run` resumes between two looks at the kernel.
+const RESUMES: u32 = 256;
+
+/// How long dropping a queue waits for the kernel to give back what was in flight.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// A packet that is not the queue's: for no OVERLAPPED of its own, or not any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ForeignPacket {
+    /// `lpCompletionKey`.
+    pub key: usize,
+    /// `lpOverlapped`, as a number: it may be data, or dangle.
+    pub overlapped: usize,
+    /// `dwNumberOfBytesTransferred`.
+    pub bytes: u32,
+}
+
+type Hook = Box<dyn FnMut(ForeignPacket)>;
+
+/// A queue, as its handles, futures and registrations share it.
+pub(crate) struct Inner {
+    pub(crate) kernel: Kernel,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) slab: Slab,
+    pub(crate) registry: RefCell<Registry>,
+    pub(crate) tasks: Tasks,
+    /// What `run` took off the kernel and has not resumed yet.
+    ready: RefCell<VecDeque<Continuation>>,
+    /// Waits that were over before they began, for the next poll to hand out.
+    over: RefCell<Vec<Continuation>>,
+    /// Operations that ended and that nobody wants: their states are still to be dropped.
+    unwanted: RefCell<Vec<SlotRef>>,
+    foreign: RefCell<Vec<ForeignPacket>>,
+    hook: Cell<Option<Hook>>,
+    foreign_count: Cell<u64>,
+    /// Operations that `running` counts.
+    counted: Cell<usize>,
+    /// `Queue` handles.
+    handles: Cell<usize>,
+    budget: Cell<u32>,
+    /// A task used up its budget: ask the kernel before any other is resumed.
+    overdue: Cell<bool>,
+    clock: Cell<Duration>,
+    /// `run` is at work.
+    running: Cell<bool>,
+    /// Takes nothing new.
+    closed: Cell<bool>,
+    /// Asks the kernel nothing any more.
+    ended: Cell<bool>,
+    /// Reused by every turn of `run`.
+    batch: Cell<Vec<Continuation>>,
+    /// The thread is going away: nothing may block.
+    exiting: Cell<bool>,
+}
+
+thread_local! {
+    /// The queues of this thread, to tell a handle of another queue from one of none.
+    static QUEUES: RefCell<Vec<Weak<Inner>>> = const { RefCell::new(Vec::new()) };
+    /// The thread's own queue.
+    static OWN: OwnQueue = const { OwnQueue(RefCell::new(None)) };
+    /// The queue whose `run` or `block_on` is at work.
+    static ENTERED: RefCell<Vec<Rc<Inner>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The thread's own queue; dropped at thread exit, on Windows under the loader's lock (pitfall 57).
+struct OwnQueue(RefCell<Option<Queue>>);
+
+impl Drop for OwnQueue {
+    fn drop(&mut self) {
+        if let Some(queue) = self.0.take() {
+            queue.inner.exiting.set(true);
+            // What the kernel keeps is leaked and nobody is left to tell.
+            let _ = queue.inner.close(Duration::ZERO);
+        }
+    }
+}
+
+/// What a loop does after a look at what it loops for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Done,
+    /// It wants to be looked at again soon.
+    Again,
+    Wait,
+}
+
+/// Marks a queue as the current one while it resumes continuations.
+struct Entered;
+
+impl Entered {
+    fn new(queue: &Rc<Inner>) -> Self {
+        let _ = ENTERED.try_with(|entered| entered.borrow_mut().push(Rc::clone(queue)));
+        Self
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let popped = ENTERED.try_with(|entered| entered.borrow_mut().pop());
+        drop(popped);
+    }
+}
+
+impl Inner {
+    fn new(kernel: Kernel) -> Rc<Self> {
+        let shared = Arc::new(Shared::new(kernel.alarm()));
+        let clock = Cell::new(kernel.now());
+        let inner = Rc::new(Self {
+            kernel,
+            shared,
+            slab: Slab::default(),
+            registry: RefCell::default(),
+            tasks: Tasks::default(),
+            ready: RefCell::default(),
+            over: RefCell::default(),
+            unwanted: RefCell::default(),
+            foreign: RefCell::default(),
+            hook: Cell::new(None),
+            foreign_count: Cell::new(0),
+            counted: Cell::new(0),
+            handles: Cell::new(0),
+            budget: Cell::new(BUDGET),
+            overdue: Cell::new(false),
+            clock,
+            running: Cell::new(false),
+            closed: Cell::new(false),
+            ended: Cell::new(false),
+            batch: Cell::default(),
+            exiting: Cell::new(false),
+        });
+        let _ = QUEUES.try_with(|queues| {
+            let mut queues = queues.borrow_mut();
+            queues.retain(|queue| queue.strong_count() > 0);
+            queues.push(Rc::downgrade(&inner));
+        });
+        inner
+    }
+
+    /// The time of the last look at the kernel: a clock that costs nothing to read.
+    pub(crate) fn clock(&self) -> Duration {
+        self.clock.get()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Whether the kernel is asked nothing any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    fn is_running(&self) -> bool {
+        self.counted.get() > 0
+            || self.tasks.len() > 0
+            || !self.shared.is_empty()
+            || !self.over.borrow().is_empty()
+            || !self.ready.borrow().is_empty()
+    }
+
+    // -- operations --------------------------------------------------------------------------
+
+    /// Counts an operation as waited for, or no longer.
+    pub(crate) fn count(&self, slot: SlotRef, counted: bool) {
+        if slot.is_counted() != counted {
+            slot.set_counted(counted);
+            let count = self.counted.get();
+            self.counted.set(if counted { count + 1 } else { count - 1 });
+        }
+    }
+
+    /// The end of a slot's use. Its state was taken or dropped.
+    pub(crate) fn release(&self, slot: SlotRef) {
+        self.count(slot, false);
+        let Some(entry) = slot.entry() else {
+            settle(&self.slab, slot, false);
+            return;
+        };
+        let mut registry = self.registry.borrow_mut();
+        // Past the registration's end a packet's key matches nothing, so the slot need not wait
+        // for it.
+        let may_retire = registry.is_attached(entry);
+        if slot.packet_due() && may_retire {
+            settle(&self.slab, slot, true);
+        } else {
+            registry.unlink(entry, slot);
+            settle(&self.slab, slot, false);
+        }
+    }
+
+    /// Asks the kernel to cancel; true where there was something to cancel.
+    fn request_cancel(&self, slot: SlotRef) -> bool {
+        !self.ended.get() && self.kernel.cancel(slot.handle(), slot.overlapped())
+    }
+
+    /// Cancels what a wait is for. The wait goes on until the kernel has said how it ended.
+    pub(crate) fn cancel(&self, slot: SlotRef) {
+        if slot.state() == State::InFlight {
+            slot.cancelling();
+            self.request_cancel(slot);
+        }
+    }
+
+    /// The ticket is gone: nobody will take the outcome. Runs user code (drops).
+    pub(crate) fn abandon(&self, slot: SlotRef) {
+        let waiter = slot.take_waiter();
+        match slot.state() {
+            State::Idle | State::Done => dispose(self, slot),
+            State::Exposed | State::InFlight | State::Cancelling => {
+                let cancelled = self.request_cancel(slot);
+                if slot.is_kernels() {
+                    // With nothing to cancel, an operation nobody waited for was probably never
+                    // started: it is kept, but nothing waits for its end.
+                    if cancelled {
+                        self.count(slot, true);
+                    }
+                    slot.orphan();
+                } else {
+                    slot.finish();
+                    dispose(self, slot);
+                }
+            }
+            State::Orphaned | State::Retired | State::Free => {
+                unreachable!("a ticket's slot is the ticket's")
+            }
+        }
+        drop(waiter);
+    }
+
+    /// An operation's packet has come. Runs no user code.
+    fn complete(&self, slot: SlotRef, out: &mut Vec<Continuation>) {
+        slot.no_packet_due();
+        match slot.state() {
+            State::InFlight | State::Cancelling => {
+                let unexpected = slot.state() == State::InFlight;
+                slot.finish();
+                self.count(slot, false);
+                if unexpected && slot.ending().is_some_and(|ending| !ending.status.is_success()) {
+                    self.look_for_close(slot);
+                }
+                out.extend(slot.take_waiter());
+            }
+            State::Orphaned => {
+                slot.finish();
+                self.count(slot, false);
+                self.unwanted.borrow_mut().push(slot);
+            }
+            State::Retired => self.release(slot),
+            // Nobody waits yet, or the outcome was taken from the status word.
+            State::Exposed | State::Done => {}
+            State::Idle | State::Free => unreachable!("no packet is due"),
+        }
+    }
+
+    /// An operation that nobody cancelled failed: was its handle closed under it?
+    fn look_for_close(&self, slot: SlotRef) {
+        let Some(entry) = slot.entry() else { return };
+        let Some(facts) = self.registry.borrow().facts(entry) else { return };
+        if !facts.owned && self.kernel.identity(facts.raw, facts.marked) == Identity::Gone {
+            slot.set_closed_under();
+            self.closed_early(entry);
+        }
+    }
+
+    /// A registered handle turned out to be closed: its waits say so when they end. True where
+    /// something waited.
+    fn closed_early(&self, entry: EntryId) -> bool {
+        let operations = self.registry.borrow().operations(entry);
+        let mut waited = false;
+        for slot in operations {
+            if matches!(slot.state(), State::InFlight) {
+                slot.set_closed_under();
+                waited = true;
+            }
+        }
+        self.end_registration(entry);
+        waited
+    }
+
+    /// Takes an entry off the registry and frees what was only kept for its packets.
+    fn end_registration(&self, entry: EntryId) {
+        let operations = self.registry.borrow().operations(entry);
+        self.registry.borrow_mut().detach(entry);
+        for slot in operations {
+            if slot.state() == State::Retired {
+                self.release(slot);
+            }
+        }
+    }
+
+    // -- handles -----------------------------------------------------------------------------
+
+    fn persist(&self, handle: AnyHandle<'_>, options: Persist) -> Result<EntryId, PersistError> {
+        let refuse = |reason| Err(PersistError::new(handle.id(), reason));
+        if self.closed.get() {
+            return refuse(PersistFailure::Closed);
+        }
+        let known = self.registry.borrow().lookup(handle.raw());
+        let entry = self.registry.borrow_mut().reserve();
+        let bound =
+            self.kernel.bind(handle.raw(), handle.kind(), entry.key(), options.keep_packets);
+        match bound {
+            Ok(binding) => {
+                if let Some(old) = known {
+                    // Windows would have refused the handle we know: this is a new one, and the
+                    // value came back (pitfall 34).
+                    self.closed_early(old);
+                }
+                let facts = Facts {
+                    raw: handle.raw(),
+                    skips: binding.skips,
+                    marked: binding.marked,
+                    owned: false,
+                };
+                self.registry.borrow_mut().attach(entry, facts);
+                Ok(entry)
+            }
+            Err(error) => {
+                self.registry.borrow_mut().give_back(entry);
+                self.persist_again(known, error).map_err(|reason| {
+                    PersistError::new(handle.id(), self.elsewhere(handle.raw()).unwrap_or(reason))
+                })
+            }
+        }
+    }
+
+    /// Binding was refused: because the handle is ours already, or for a reason (pitfall 35).
+    fn persist_again(
+        &self,
+        known: Option<EntryId>,
+        error: BindError,
+    ) -> Result<EntryId, PersistFailure> {
+        if let Some(entry) = known {
+            let facts = self.registry.borrow().facts(entry);
+            let same = facts.is_some_and(|facts| {
+                self.kernel.identity(facts.raw, facts.marked) == Identity::Same
+            });
+            if error == BindError::AlreadyBound && same {
+                return Ok(entry);
+            }
+            self.closed_early(entry);
+        }
+        Err(match error {
+            BindError::Invalid => PersistFailure::InvalidHandle,
+            BindError::Synchronous => PersistFailure::NotOverlapped,
+            BindError::AlreadyBound => PersistFailure::AlreadyBound,
+            BindError::Os(code) => PersistFailure::Os(code as i32),
+        })
+    }
+
+    /// Whether another queue of this thread has the handle.
+    fn elsewhere(&self, raw: RawHandle) -> Option<PersistFailure> {
+        self.has_other_queue(raw).then_some(PersistFailure::WrongQueue)
+    }
+
+    fn has_other_queue(&self, raw: RawHandle) -> bool {
+        QUEUES
+            .try_with(|queues| {
+                queues.borrow().iter().filter_map(Weak::upgrade).any(|queue| {
+                    !std::ptr::eq(&*queue, self) && queue.registry.borrow().lookup(raw).is_some()
+                })
+            })
+            .unwrap_or(false)
+    }
+
+    /// The registration under which an operation on `handle` may be started or awaited.
+    pub(crate) fn registration(
+        &self,
+        handle: AnyHandle<'_>,
+        caller: &'static Location<'static>,
+    ) -> Result<EntryId, Misuse> {
+        let id = handle.id();
+        if let Some(registration) = handle.registration() {
+            if !std::ptr::eq(&*registration.queue, self) {
+                return Err(Misuse::WrongQueue { handle: id, caller });
+            }
+            if !self.registry.borrow().is_attached(registration.entry) {
+                return Err(Misuse::UnregisteredHandle { handle: id, caller });
+            }
+            return Ok(registration.entry);
+        }
+        let Some((entry, facts)) = self.known(handle.raw()) else {
+            return Err(if self.has_other_queue(handle.raw()) {
+                Misuse::WrongQueue { handle: id, caller }
+            } else {
+                Misuse::UnregisteredHandle { handle: id, caller }
+            });
+        };
+        // A borrowed handle can have been closed, and its value given out again (pitfall 34). One
+        // that a Registered owns cannot.
+        if !facts.owned && self.kernel.identity(facts.raw, facts.marked) == Identity::Gone {
+            return Err(if self.closed_early(entry) {
+                Misuse::PrematureClose { handle: id, caller }
+            } else {
+                Misuse::UnregisteredHandle { handle: id, caller }
+            });
+        }
+        Ok(entry)
+    }
+
+    fn known(&self, raw: RawHandle) -> Option<(EntryId, Facts)> {
+        let registry = self.registry.borrow();
+        let entry = registry.lookup(raw)?;
+        Some((entry, registry.facts(entry)?))
+    }
+
+    /// Ends a registration: cancels what is in flight under it, and takes the handle off the port
+    /// where the system can.
+    pub(crate) fn unregister(&self, entry: EntryId) {
+        if !self.registry.borrow().is_attached(entry) {
+            return;
+        }
+        // Cancelling first: should it unwind, the tables still say what is (pitfall 36).
+        let operations = self.registry.borrow().operations(entry);
+        let mut left = false;
+        for slot in operations {
+            match slot.state() {
+                State::InFlight => self.cancel(slot),
+                State::Exposed | State::Cancelling | State::Orphaned => {
+                    self.request_cancel(slot);
+                }
+                State::Done | State::Retired | State::Idle | State::Free => continue,
+            }
+            left |= slot.is_kernels();
+        }
+        let facts = self.registry.borrow().facts(entry);
+        self.end_registration(entry);
+        // Only with nothing in flight (pitfall 23). What is in flight keeps the handle bound.
+        if let Some(facts) = facts.filter(|_| !left && !self.ended.get()) {
+            self.kernel.unbind(facts.raw);
+        }
+    }
+
+    fn unregister_handle(
+        &self,
+        handle: AnyHandle<'_>,
+        caller: &'static Location<'static>,
+    ) -> Result<(), Misuse> {
+        if let Some(registration) = handle.registration() {
+            if !std::ptr::eq(&*registration.queue, self) {
+                return Err(Misuse::WrongQueue { handle: handle.id(), caller });
+            }
+            self.unregister(registration.entry);
+            return Ok(());
+        }
+        let Some((entry, facts)) = self.known(handle.raw()) else { return Ok(()) };
+        if !facts.owned && self.kernel.identity(facts.raw, facts.marked) == Identity::Gone {
+            // Nothing to cancel by this value any more.
+            return if self.closed_early(entry) {
+                Err(Misuse::PrematureClose { handle: handle.id(), caller })
+            } else {
+                Ok(())
+            };
+        }
+        self.unregister(entry);
+        Ok(())
+    }
+
+    // -- polling -----------------------------------------------------------------------------
+
+    /// Hands `continuation` to the next poll.
+    pub(crate) fn hand_out(&self, continuation: Continuation) {
+        self.over.borrow_mut().push(continuation);
+    }
+
+    /// Whether a wait that is over may say so now, or has to let others go first.
+    pub(crate) fn spend(&self) -> bool {
+        match self.budget.get().checked_sub(1) {
+            Some(rest) => {
+                self.budget.set(rest);
+                true
+            }
+            None => {
+                self.budget.set(BUDGET);
+                self.overdue.set(true);
+                false
+            }
+        }
+    }
+
+    fn collect(&self, out: &mut Vec<Continuation>) {
+        out.append(&mut self.over.borrow_mut());
+        while let Some(runnable) = self.shared.next() {
+            out.push(Continuation::Task(Runnable(runnable)));
+        }
+    }
+
+    /// Takes one batch off the kernel. Says whether a notifier rang. Runs no user code.
+    fn dequeue(&self, timeout_ms: u32, out: &mut Vec<Continuation>) -> io::Result<bool> {
+        let mut notified = false;
+        self.kernel.dequeue(timeout_ms, |packet| match examine(packet, &self.slab) {
+            Claim::Ended(slot) => self.complete(slot, out),
+            Claim::Wake => {
+                self.shared.answered();
+                notified = true;
+            }
+            Claim::Foreign => self.note_foreign(packet),
+        })?;
+        self.budget.set(BUDGET);
+        self.overdue.set(false);
+        Ok(notified)
+    }
+
+    fn note_foreign(&self, packet: Packet) {
+        self.foreign_count.set(self.foreign_count.get() + 1);
+        let hook = self.hook.take();
+        if hook.is_some() {
+            let Packet { key, address, bytes } = packet;
+            self.foreign.borrow_mut().push(ForeignPacket { key, overlapped: address, bytes });
+        }
+        self.hook.set(hook);
+    }
+
+    /// Asks the kernel until something became ready, the time is up, or (unless `even_idle`)
+    /// nothing is waited for. Runs no user code; `after_turn` does.
+    fn turn(
+        &self,
+        out: &mut Vec<Continuation>,
+        timeout: Option<Duration>,
+        even_idle: bool,
+    ) -> io::Result<()> {
+        let before = out.len();
+        self.collect(out);
+        let idle = |out: &Vec<Continuation>| {
+            !even_idle && out.len() == before && self.counted.get() == 0 && self.tasks.len() == 0
+        };
+        if self.closed.get() || idle(out) {
+            return Ok(());
+        }
+        let timeout = if out.len() > before { Some(Duration::ZERO) } else { timeout };
+        let mut now = self.kernel.now();
+        let deadline = Deadline::after(now, timeout);
+        loop {
+            let notified = self.dequeue(deadline.rest_ms(now), out)?;
+            self.collect(out);
+            // Read once a poll that did not have to wait again.
+            now = self.kernel.now();
+            self.clock.set(now);
+            let unheard = !self.unwanted.borrow().is_empty() || !self.foreign.borrow().is_empty();
+            if out.len() > before || notified || unheard || idle(out) || deadline.has_passed(now) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Drops what nobody wants and reports foreign packets: user code, with nothing borrowed.
+    fn after_turn(&self) {
+        loop {
+            let Some(slot) = self.unwanted.borrow_mut().pop() else { break };
+            dispose(self, slot);
+        }
+        while let Some(packet) = {
+            let mut foreign = self.foreign.borrow_mut();
+            if foreign.is_empty() { None } else { Some(foreign.remove(0)) }
+        } {
+            let Some(mut hook) = self.hook.take() else { break };
+            hook(packet);
+            // Unless the hook set another.
+            let newer = self.hook.take();
+            self.hook.set(newer.or(Some(hook)));
+        }
+    }
+
+    /// One turn into `ready`, from where `run` and `block_on` resume.
+    fn turn_for_run(&self, timeout: Option<Duration>, even_idle: bool) -> io::Result<()> {
+        let mut batch = self.batch.take();
+        let result = self.turn(&mut batch, timeout, even_idle);
+        self.ready.borrow_mut().extend(batch.drain(..));
+        self.batch.set(batch);
+        self.after_turn();
+        result
+    }
+
+    /// What became ready first.
+    fn next_ready(&self) -> Option<Continuation> {
+        let first = self.ready.borrow_mut().pop_front();
+        first.or_else(|| self.shared.next().map(|task| Continuation::Task(Runnable(task))))
+    }
+
+    fn has_ready(&self) -> bool {
+        !self.ready.borrow().is_empty() || !self.over.borrow().is_empty() || !self.shared.is_empty()
+    }
+
+    /// Resumes what is ready, then asks the kernel, until `step` says that it is done.
+    fn resume_until(&self, even_idle: bool, mut step: impl FnMut() -> Step) -> io::Result<()> {
+        let mut resumed = 0;
+        loop {
+            let step = step();
+            if step == Step::Done {
+                return Ok(());
+            }
+            if self.closed.get() {
+                return Err(Closed.into());
+            }
+            let others_first = self.overdue.get() || resumed == RESUMES;
+            if let Some(continuation) = if others_first { None } else { self.next_ready() } {
+                resumed += 1;
+                continuation.resume();
+                continue;
+            }
+            resumed = 0;
+            let at_once = step == Step::Again || self.has_ready();
+            self.turn_for_run(at_once.then_some(Duration::ZERO), even_idle)?;
+        }
+    }
+
+    fn run(&self) -> io::Result<()> {
+        struct Running<'a>(&'a Cell<bool>);
+        impl Drop for Running<'_> {
+            fn drop(&mut self) {
+                self.0.set(false);
+            }
+        }
+        if self.running.replace(true) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "run was called from a continuation that run resumed: it would wait for itself",
+            ));
+        }
+        let _running = Running(&self.running);
+        self.resume_until(false, || if self.is_running() { Step::Wait } else { Step::Done })
+    }
+
+    fn block_on<F: Future>(&self, future: F) -> io::Result<F::Output> {
+        let mut future = pin!(future);
+        let blocker = Blocker::new(Arc::clone(&self.shared));
+        let waker = Waker::from(Arc::clone(&blocker));
+        let mut context = Context::from_waker(&waker);
+        let mut output = None;
+        self.resume_until(true, || {
+            if blocker.take() {
+                if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+                    output = Some(value);
+                    return Step::Done;
+                }
+            }
+            if blocker.is_woken() { Step::Again } else { Step::Wait }
+        })?;
+        Ok(output.expect("the loop ends when there is an output"))
+    }
+
+    // -- closing -----------------------------------------------------------------------------
+
+    fn close(&self, within: Duration) -> Result<(), Undrained> {
+        if !self.closed.replace(true) {
+            self.drop_tasks();
+            self.shared.close();
+            self.cancel_all();
+            self.drain(if self.exiting.get() { Duration::ZERO } else { within });
+            self.ended.set(true);
+            self.tell_waiters();
+        }
+        match self.counted.get() {
+            0 => Ok(()),
+            operations => Err(Undrained { operations }),
+        }
+    }
+
+    /// Drops the futures of all tasks. Runs user code, which may spawn more.
+    fn drop_tasks(&self) {
+        for waker in self.tasks.wakers() {
+            waker.wake();
+        }
+        while let Some(continuation) = self.next_ready() {
+            match continuation {
+                Continuation::Task(runnable) => drop(runnable),
+                other => {
+                    other.resume();
+                }
+            }
+        }
+    }
+
+    fn cancel_all(&self) {
+        self.slab.for_each(|slot| match slot.state() {
+            State::InFlight => self.cancel(slot),
+            State::Exposed | State::Cancelling | State::Orphaned => {
+                if self.request_cancel(slot) {
+                    self.count(slot, true);
+                }
+            }
+            State::Idle | State::Done | State::Retired | State::Free => {}
+        });
+    }
+
+    /// Takes packets off the port until none is owed or the time is up.
+    fn drain(&self, within: Duration) {
+        let start = self.kernel.now();
+        let deadline = Deadline::after(start, Some(within));
+        let mut now = start;
+        let mut batch = Vec::new();
+        loop {
+            let result = self.dequeue(deadline.rest_ms(now), &mut batch);
+            self.ready.borrow_mut().extend(batch.drain(..));
+            self.after_turn();
+            now = self.kernel.now();
+            if self.counted.get() == 0 || deadline.has_passed(now) || result.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Wakes everybody who waits, also for what the kernel kept.
+    fn tell_waiters(&self) {
+        let mut waiters = Vec::new();
+        self.slab.for_each(|slot| waiters.extend(slot.take_waiter()));
+        self.ready.borrow_mut().extend(waiters);
+        self.ready.borrow_mut().extend(self.over.take());
+        loop {
+            let Some(continuation) = self.ready.borrow_mut().pop_front() else { break };
+            continuation.resume();
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The public queue
+
+/// A thread's event queue.
+///
+/// A cheap handle, like an `Rc`: clones are the same queue. A thread may have several queues;
+/// [`current`](Self::current) is its own, made on first use, and the free functions of this crate
+/// use that one. While [`run`](Self::run) or [`block_on`](Self::block_on) of a queue is at work,
+/// that queue is the current one.
+///
+/// Not `Send`: what a thread starts, the thread owns (its exit cancels I/O on some handles). Other
+/// threads wake it through a [`Notifier`].
+///
+/// # Closing
+///
+/// When the last handle is dropped the queue is [closed](Self::close), which waits up to a second
+/// for the kernel to give back what was in flight. At thread exit the thread's own queue cancels,
+/// looks once, and leaks the rest: it never blocks there. A task that holds a `Queue` keeps its own
+/// queue from being dropped; let it use [`current`](Self::current) instead.
+///
+/// Once a queue is closed, new operations and registrations are refused with
+/// [`Closed`](crate::error::Closed), tasks were dropped, notifying is harmless, and futures that
+/// waited get `Closed`. Forgetting a queue leaks it and is harmless.
+pub struct Queue {
+    inner: Rc<Inner>,
+}
+
+impl Clone for Queue {
+    fn clone(&self) -> Self {
+        Self::from_inner(Rc::clone(&self.inner))
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let handles = self.inner.handles.get() - 1;
+        self.inner.handles.set(handles);
+        if handles == 0 {
+            // Dropping cannot say that something was leaked; `close` can.
+            let _ = self.inner.close(DRAIN);
+        }
+    }
+}
+
+impl Queue {
+    /// A new queue, beside the thread's own.
+    ///
+    /// # Errors
+    /// When the system gives no completion port, or (`Unsupported`) has no kernel this crate knows.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self::from_inner(Inner::new(Kernel::new()?)))
+    }
+
+    /// The queue whose `run` or `block_on` is at work on this thread, or else the thread's own,
+    /// made on first use.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); and [`Closed`](crate::error::Closed) while the thread exits.
+    pub fn current() -> io::Result<Self> {
+        let entered = ENTERED.try_with(|entered| entered.borrow().last().map(Rc::clone));
+        if let Ok(Some(inner)) = entered {
+            return Ok(Self::from_inner(inner));
+        }
+        let own = OWN.try_with(|own| own.0.borrow().as_ref().map(Clone::clone));
+        match own {
+            Ok(Some(queue)) => Ok(queue),
+            Ok(None) => {
+                let queue = Self::new()?;
+                let _ = OWN.try_with(|own| own.0.replace(Some(queue.clone())));
+                Ok(queue)
+            }
+            Err(_) => Err(Closed.into()),
+        }
+    }
+
+    fn from_inner(inner: Rc<Inner>) -> Self {
+        inner.handles.set(inner.handles.get() + 1);
+        Self { inner }
+    }
+
+    pub(crate) fn inner(&self) -> &Rc<Inner> {
+        &self.inner
+    }
+
+    /// Registers a handle with the queue, for the handle's lifetime.
+    ///
+    /// On Windows this binds it to the completion port (`CreateIoCompletionPort`), for good before
+    /// Windows 8.1. The handle is borrowed only for the call; it must be
+    /// [unregistered](Self::unregister) before it is closed, or owned by a [`Registered`], which
+    /// does that by itself. Registering a handle again is fine.
+    ///
+    /// # Errors
+    /// [`PersistError`] says which: closed or not a file, not opened overlapped, bound to a port
+    /// already, registered with another queue of this thread. Nothing is half-registered. Windows
+    /// does not say to which port a handle is bound, so a handle that this queue registered,
+    /// unregistered, and could not take off the port is "already bound" too.
+    pub fn persist(&self, handle: &(impl AsAnyHandle + ?Sized)) -> Result<(), PersistError> {
+        self.persist_with(handle, Persist::default())
+    }
+
+    /// As [`persist`](Self::persist), with options.
+    ///
+    /// # Errors
+    /// As `persist`.
+    pub fn persist_with(
+        &self,
+        handle: &(impl AsAnyHandle + ?Sized),
+        options: Persist,
+    ) -> Result<(), PersistError> {
+        self.inner.persist(handle.as_any_handle(), options).map(|_| ())
+    }
+
+    /// Registers a handle and owns it from now on.
+    ///
+    /// # Errors
+    /// As [`persist`](Self::persist); the handle comes back in the error.
+    pub fn register<H: AsAnyHandle>(&self, handle: H) -> Result<Registered<H>, Refused<H>> {
+        self.register_with(handle, Persist::default())
+    }
+
+    /// As [`register`](Self::register), with options.
+    ///
+    /// # Errors
+    /// As `register`.
+    pub fn register_with<H: AsAnyHandle>(
+        &self,
+        handle: H,
+        options: Persist,
+    ) -> Result<Registered<H>, Refused<H>> {
+        // Asked once: what is registered is what operations are started on.
+        let any = handle.as_any_handle();
+        let (raw, kind) = (any.raw(), any.kind());
+        match self.inner.persist(any, options) {
+            Ok(entry) => {
+                self.inner.registry.borrow_mut().own(entry);
+                let queue = Rc::clone(&self.inner);
+                Ok(Registered::from_parts(handle, Registration { queue, entry, raw, kind }))
+            }
+            Err(error) => Err(Refused::new(error, handle)),
+        }
+    }
+
+    /// Ends a handle's registration. Does nothing for a handle that is not registered.
+    ///
+    /// Every operation in flight on it that the queue started is cancelled, and its memory kept
+    /// until the kernel is done. What waits for one learns that it was cancelled
+    /// ([`is_cancelled`](crate::error::is_cancelled)), or how it ended if it was faster. Never
+    /// blocks. Where the system can (Windows 8.1 and later, and only with nothing left in flight)
+    /// the handle is taken off the completion port, so that another queue can take it. That it
+    /// skips packets on success stays.
+    ///
+    /// # Errors
+    /// [`Misuse::PrematureClose`] when the handle turns out to have been closed while something
+    /// waited for it; [`Misuse::WrongQueue`] for a [`Registered`] of another queue.
+    #[track_caller]
+    pub fn unregister(&self, handle: &(impl AsAnyHandle + ?Sized)) -> Result<(), Misuse> {
+        self.inner.unregister_handle(handle.as_any_handle(), Location::caller())
+    }
+
+    /// Whether anything is waited for: operations (also cancelled ones that are still the
+    /// kernel's), unfinished tasks, continuations that were not resumed yet.
+    pub fn running(&self) -> bool {
+        self.inner.is_running()
+    }
+
+    /// Asks the system once and appends the continuations that became ready to `runnable`, in the
+    /// order their packets came. Resumes none.
+    ///
+    /// `None` waits for ever, zero never blocks, and with nothing to wait for it returns at once.
+    /// A finite wait ends late rather than early: it is rounded up to the system's unit (a
+    /// millisecond, and its clock's tick). It also ends when a [`Notifier`] rang, so it may append
+    /// nothing. What nobody waits for any more is dropped here.
+    ///
+    /// # Errors
+    /// What `GetQueuedCompletionStatusEx` says. What was appended until then is valid.
+    ///
+    /// # Panics
+    /// With whatever the drop of an abandoned operation's state panics; no continuation is lost.
+    pub fn poll(
+        &self,
+        runnable: &mut Vec<Continuation>,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        // What a panic left behind in `run` comes first.
+        let left_behind = !self.inner.ready.borrow().is_empty();
+        runnable.extend(self.inner.ready.borrow_mut().drain(..));
+        let timeout = if left_behind { Some(Duration::ZERO) } else { timeout };
+        let result = self.inner.turn(runnable, timeout, false);
+        self.inner.after_turn();
+        result
+    }
+
+    /// Polls and resumes, first ready first, until nothing is [running](Self::running).
+    ///
+    /// A [`Continuation::Key`] that becomes ready here means nothing to `run` and is dropped.
+    ///
+    /// # Errors
+    /// What the system says when polled; [`Closed`](crate::error::Closed) if the queue is closed
+    /// meanwhile; `InvalidInput` when called from a continuation that `run` itself resumed.
+    ///
+    /// # Panics
+    /// With what a continuation panics; the others stay in the queue, and `run` may be called
+    /// again. A panic in a task is its own: it goes to whoever awaits the task, and to `run`.
+    pub fn run(&self) -> io::Result<()> {
+        let _entered = Entered::new(&self.inner);
+        self.inner.run()
+    }
+
+    /// Makes a task of a future. It first runs when the queue is run or polled.
+    pub fn spawn<F>(&self, future: F) -> Task<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        task::spawn(&self.inner, future)
+    }
+
+    /// Polls and resumes until `future` is done, whatever [`running`](Self::running) says.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), while the future is not done.
+    ///
+    /// # Panics
+    /// With what a continuation or the future panics.
+    pub fn block_on<F: Future>(&self, future: F) -> io::Result<F::Output> {
+        let _entered = Entered::new(&self.inner);
+        self.inner.block_on(future)
+    }
+
+    /// What wakes this queue from another thread.
+    pub fn notifier(&self) -> Notifier {
+        Notifier::new(Arc::clone(&self.inner.shared))
+    }
+
+    /// What is in flight, for diagnostics. Walks all operations.
+    pub fn pending(&self) -> Vec<Pending> {
+        let now = self.inner.kernel.now();
+        let mut pending = Vec::new();
+        self.inner.slab.for_each(|slot| {
+            let state = match slot.state() {
+                State::Exposed => PendingState::Started,
+                State::InFlight => PendingState::InFlight,
+                State::Cancelling => PendingState::Cancelling,
+                State::Orphaned => PendingState::Abandoned,
+                State::Free | State::Idle | State::Done | State::Retired => return,
+            };
+            pending.push(Pending {
+                kind: slot.kind(),
+                handle: HandleId::new(slot.handle()),
+                age: now.saturating_sub(slot.since()),
+                caller: slot.caller(),
+                state,
+            });
+        });
+        pending
+    }
+
+    /// How many packets came that were not the queue's. See [`on_foreign_packet`].
+    ///
+    /// [`on_foreign_packet`]: Self::on_foreign_packet
+    pub fn foreign_packets(&self) -> u64 {
+        self.inner.foreign_count.get()
+    }
+
+    /// Calls `hook` with each packet that is not for an operation of the queue: posted by other
+    /// code, a job object's, or stale. Replaces an earlier hook. Called from `poll` and `run` after
+    /// the port was read, with nothing of the queue borrowed: it may use the queue.
+    pub fn on_foreign_packet(&self, hook: impl FnMut(ForeignPacket) + 'static) {
+        self.inner.hook.set(Some(Box::new(hook)));
+    }
+
+    /// Closes the queue: drops its tasks, cancels everything in flight, and waits up to `within`
+    /// for the kernel to give it back.
+    ///
+    /// Other handles of the queue see it closed. Closing twice is fine.
+    ///
+    /// # Errors
+    /// [`Undrained`] with the number of operations the kernel still has. Their memory is leaked.
+    pub fn close(&self, within: Duration) -> Result<(), Undrained> {
+        self.inner.close(within)
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("in_flight", &self.inner.counted.get())
+            .field("handles", &self.inner.registry.borrow().len())
+            .field("tasks", &self.inner.tasks.len())
+            .field("foreign_packets", &self.inner.foreign_count.get())
+            .field("closed", &self.inner.closed.get())
+            .finish()
+    }
+}
+
+#[cfg(windows)]
+impl std::os::windows::io::AsHandle for Queue {
+    /// The completion port, for a host loop to wait on or other code to post to.
+    fn as_handle(&self) -> std::os::windows::io::BorrowedHandle<'_> {
+        self.inner.shared.alarm().port().as_handle()
+    }
+}
+
+/// One operation in flight, as [`Queue::pending`] lists it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Pending {
+    /// The type of the state the operation owns.
+    pub kind: &'static str,
+    /// The handle it was started on.
+    pub handle: HandleId,
+    /// How long ago it was made, as of the last poll before that.
+    pub age: Duration,
+    /// Who waits for it, or made it.
+    pub caller: &'static Location<'static>,
+    /// Where it stands.
+    pub state: PendingState,
+}
+
+/// Where a [`Pending`] operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PendingState {
+    /// Its address was given out; nobody waits for it.
+    Started,
+    /// In flight and waited for.
+    InFlight,
+    /// A cancel was asked for; the kernel has not said how it ended.
+    Cancelling,
+    /// Nobody waits for it any more; the kernel may still have it.
+    Abandoned,
+}
+
+// ---------------------------------------------------------------------------------------------
+// The calling thread's queue
+
+/// [`Queue::persist`] on the current queue.
+///
+/// # Errors
+/// As there; also when the thread has no queue and none can be made.
+pub fn persist(handle: &(impl AsAnyHandle + ?Sized)) -> io::Result<()> {
+    Ok(Queue::current()?.persist(handle)?)
+}
+
+/// [`Queue::unregister`] on the current queue.
+///
+/// # Errors
+/// As there; also when the thread has no queue and none can be made.
+#[track_caller]
+pub fn unregister(handle: &(impl AsAnyHandle + ?Sized)) -> io::Result<()> {
+    Ok(Queue::current()?.unregister(handle)?)
+}
+
+/// [`Queue::poll`] on the current queue.
+///
+/// # Errors
+/// As there; also when the thread has no queue and none can be made.
+pub fn poll(runnable: &mut Vec<Continuation>, timeout: Option<Duration>) -> io::Result<()> {
+    Queue::current()?.poll(runnable, timeout)
+}
+
+/// [`Queue::run`] on the current queue.
+///
+/// # Errors
+/// As there; also when the thread has no queue and none can be made.
+pub fn run() -> io::Result<()> {
+    Queue::current()?.run()
+}
+
+/// [`Queue::running`] on the current queue. A thread without a queue is not running.
+pub fn running() -> bool {
+    Queue::current().is_ok_and(|queue| queue.running())
+}
+
+/// [`Queue::spawn`] on the current queue.
+///
+/// # Errors
+/// When the thread has no queue and none can be made.
+pub fn spawn<F>(future: F) -> io::Result<Task<F::Output>>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    Ok(Queue::current()?.spawn(future))
+}
+
+/// [`Queue::block_on`] on the current queue.
+///
+/// # Errors
+/// As there; also when the thread has no queue and none can be made.
+pub fn block_on<F: Future>(future: F) -> io::Result<F::Output> {
+    Queue::current()?.block_on(future)
+}
+
+/// [`Queue::notifier`] of the current queue.
+///
+/// # Errors
+/// When the thread has no queue and none can be made.
+pub fn notifier() -> io::Result<Notifier> {
+    Ok(Queue::current()?.notifier())
+}

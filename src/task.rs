@@ -1,0 +1,130 @@
+//! Tasks: futures that the queue resumes.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use crate::queue::Inner;
+
+/// A spawned future.
+///
+/// Awaiting it gives the future's output. **Dropping it cancels the task**: its future is dropped
+/// when the queue next runs, and with it whatever it waits for is cancelled. Use
+/// [`detach`](Self::detach) to let it go on by itself. Forgetting it is the same as detaching.
+///
+/// Not `Send` unless the output is; awaiting it under another executor works as long as somebody
+/// polls the queue.
+///
+/// # Panics
+/// Awaiting a task whose future panicked, or whose queue was closed, panics.
+#[must_use = "dropping a task cancels it: await it, or detach it"]
+pub struct Task<T>(async_task::Task<T>);
+
+impl<T> Task<T> {
+    /// Lets the task go on without anybody waiting for its output.
+    pub fn detach(self) {
+        self.0.detach();
+    }
+
+    /// Whether the future is done, or was cancelled.
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// Cancels the task and waits until its future was dropped: its output if it was done before.
+    pub async fn cancel(self) -> Option<T> {
+        self.0.cancel().await
+    }
+}
+
+impl<T> Future for Task<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
+impl<T> fmt::Debug for Task<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").field("finished", &self.is_finished()).finish()
+    }
+}
+
+/// The queue's unfinished tasks, each by its waker: closing a queue wakes them all once more, to
+/// drop their futures.
+#[derive(Default)]
+pub(crate) struct Tasks {
+    wakers: RefCell<Vec<Option<Waker>>>,
+    free: RefCell<Vec<usize>>,
+}
+
+impl Tasks {
+    fn reserve(&self) -> usize {
+        if let Some(index) = self.free.borrow_mut().pop() {
+            return index;
+        }
+        let mut wakers = self.wakers.borrow_mut();
+        wakers.push(None);
+        wakers.len() - 1
+    }
+
+    fn remove(&self, index: usize) {
+        let waker = self.wakers.borrow_mut()[index].take();
+        self.free.borrow_mut().push(index);
+        drop(waker);
+    }
+
+    /// How many tasks are unfinished.
+    pub(crate) fn len(&self) -> usize {
+        self.wakers.borrow().len() - self.free.borrow().len()
+    }
+
+    /// A waker of each unfinished task.
+    pub(crate) fn wakers(&self) -> Vec<Waker> {
+        self.wakers.borrow().iter().flatten().cloned().collect()
+    }
+}
+
+/// Takes a task off the list when its future is dropped, done or not.
+struct Entry {
+    queue: Weak<Inner>,
+    index: usize,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let Some(queue) = self.queue.upgrade() {
+            queue.tasks.remove(self.index);
+        }
+    }
+}
+
+/// Makes a task of `future`; it first runs when the queue resumes it.
+pub(crate) fn spawn<F>(queue: &Rc<Inner>, future: F) -> Task<F::Output>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    let index = queue.tasks.reserve();
+    let entry = Entry { queue: Rc::downgrade(queue), index };
+    let shared = Arc::clone(&queue.shared);
+    let (runnable, task) = async_task::spawn_local(
+        async move {
+            let _entry = entry;
+            future.await
+        },
+        move |runnable| shared.schedule(runnable),
+    );
+    queue.tasks.wakers.borrow_mut()[index] = Some(runnable.waker());
+    if queue.is_closed() {
+        drop(runnable); // Whoever awaits the task learns that it was cancelled.
+    } else {
+        runnable.schedule();
+    }
+    Task(task)
+}
