@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cross;
+mod demo;
 mod lint;
 mod runner;
 mod setup;
@@ -15,10 +17,12 @@ use std::process::ExitCode;
 use shell::Result;
 
 const HELP: &str = "\
-cargo xtask setup                     install what building for Windows and running it under Wine needs
-cargo xtask cross <cargo arguments>   run cargo for Windows, its programs under Wine: cross test --test pipes
-cargo xtask test [--native|--wine] [filter...]   run the tests here, then for Windows under Wine
-cargo xtask lint [--all]              formatting, clippy, docs, licences, other systems' types; --all builds cargo-deny
+setup                             install what building for Windows and running it under Wine needs
+test [--native|--wine] [FILTER]   run the tests here, then for Windows under Wine
+lint [--all]                      formatting, clippy, docs, licences, types of other systems; --all builds cargo-deny
+demo                              send a file through two relays for Windows and compare what comes out
+bench [--json FILE]               measure the queue beside raw loops and other libraries
+cross CARGO ARGUMENTS             run cargo for Windows, and what it builds under Wine: cross test --test pipes
 ";
 
 fn main() -> ExitCode {
@@ -38,10 +42,12 @@ fn main() -> ExitCode {
 
 fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
     match command {
-        "help" | "--help" | "-h" => print!("{HELP}"),
+        "help" | "--help" | "-h" => print!("cargo xtask ...\n{HELP}"),
         "setup" => setup::setup()?,
         "cross" => return cross::cross(rest),
         "lint" => return lint::lint(rest),
+        "demo" => return demo::demo(rest),
+        "bench" => return bench::bench(rest),
         "test" => return test::test(rest),
         runner::UNDER_WINE | runner::NATIVELY => return runner::run(command, rest),
         _ => return Err(format!("no such command; these there are:\n{HELP}").into()),

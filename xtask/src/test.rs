@@ -87,7 +87,11 @@ impl Suite {
         // What the tests left running may keep the pipe open: cargo's end is the end.
         let status = loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
-                Ok(line) => reader.line(&line),
+                Ok(line) => {
+                    if reader.understand(&line) {
+                        println!("{line}");
+                    }
+                }
                 Err(_) => {
                     if let Some(status) = child.try_wait()? {
                         break status;
@@ -120,11 +124,14 @@ impl Suite {
         self.hung.iter().for_each(|hung| println!("  HUNG {hung}"));
         let count =
             |what| self.results.iter().map(|(_, line)| number_before(line, what)).sum::<u64>();
+        if self.results.is_empty() && !self.passed {
+            println!("  no test ran: cargo's own error stands above");
+        }
         println!(
             "  {}: {} passed, {} failed, {} ignored, {} skipped, in {:.0} s",
             if self.passed { "ok" } else { "FAILED" },
             count("passed"),
-            count("failed"),
+            self.failures.len(),
             count("ignored"),
             self.skips.len(),
             self.seconds,
@@ -151,11 +158,13 @@ fn number_before(line: &str, what: &str) -> u64 {
     place.and_then(|place| words[..place].last()?.parse().ok()).unwrap_or(0)
 }
 
-/// Understands what cargo and the test programs print while it passes it on.
+/// Understands what cargo and the test programs print.
 #[derive(Default)]
 struct Reader {
     program: String,
     slow: Vec<String>,
+    /// Inside of what passing tests printed, and which test that was.
+    passing: Option<String>,
     results: Vec<(String, String)>,
     failures: Vec<String>,
     skips: Vec<String>,
@@ -163,13 +172,26 @@ struct Reader {
 }
 
 impl Reader {
-    fn line(&mut self, line: &str) {
-        println!("{line}");
+    /// Takes in a line, and says whether it is worth showing: what passing tests print is not.
+    fn understand(&mut self, line: &str) -> bool {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
             ["Running", "unittests", source, ..] | ["Running", source, ..] => self.start(source),
             ["Doc-tests", of] => self.start(&format!("doc tests of {of}")),
-            ["test", "result:", ..] => self.results.push((self.program.clone(), line.to_string())),
+            ["successes:"] => self.passing = Some(String::new()),
+            ["failures:"] => self.passing = None,
+            ["test", "result:", ..] => {
+                self.passing = None;
+                self.results.push((self.program.clone(), line.to_string()));
+            }
+            ["----", .., "stdout", "----"] if self.passing.is_some() => {
+                self.passing = Some(words[1..words.len() - 2].join(" "));
+            }
+            [first, rest @ ..] if matches!(first.to_lowercase().as_str(), "skip:" | "skipped:") => {
+                let test = self.passing.as_deref().unwrap_or_default();
+                self.skips.push(format!("{} {test}: {}", self.program, rest.join(" ")));
+            }
+            _ if self.passing.is_some() => {}
             ["test", test, "has", "been", "running", ..] => self.slow.push(test.to_string()),
             ["test", .., "FAILED"] => {
                 let test = line.trim_start_matches("test ").trim_end_matches(" ... FAILED");
@@ -178,16 +200,15 @@ impl Reader {
             }
             ["test", test, ..] => self.ended(test),
             ["xtask:", _, "has", "not", "ended", ..] => self.kill(),
-            [first, ..] if first.to_lowercase().starts_with("skip") => {
-                self.skips.push(format!("{}: {}", self.program, line.trim()));
-            }
             _ => {}
         }
+        self.passing.is_none()
     }
 
     fn start(&mut self, program: &str) {
         self.program = program.to_string();
         self.slow.clear();
+        self.passing = None;
     }
 
     fn ended(&mut self, test: &str) {
@@ -207,21 +228,28 @@ mod tests {
 
     #[test]
     fn closing_lines_and_hung_tests_are_understood() {
+        let text = "
+            Running unittests src/lib.rs (target/debug/deps/ioqueue-1)
+            test skipper ... ok
+            test a::broken - should panic ... FAILED
+            successes:
+            ---- skipper stdout ----
+            SKIPPED: no such thing on Wine
+            test one ... FAILED
+            failures:
+            ---- a::broken stdout ----
+            test result: FAILED. 12 passed; 1 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.00s
+            Running tests/pipes.rs (target/debug/deps/pipes-1)
+            test one has been running for over 60 seconds
+            test two has been running for over 60 seconds
+            test one ... ok
+            xtask: pipes-1 has not ended within 300 s: killed";
         let mut reader = Reader::default();
-        for line in [
-            "     Running unittests src/lib.rs (target/debug/deps/ioqueue-1)",
-            "SKIPPED: no such thing on Wine",
-            "test result: ok. 12 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.00s",
-            "     Running tests/pipes.rs (target/debug/deps/pipes-1)",
-            "test one has been running for over 60 seconds",
-            "test two has been running for over 60 seconds",
-            "test one ... ok",
-            "xtask: pipes-1 has not ended within 300 s: killed",
-        ] {
-            reader.line(line);
-        }
+        let shown = text.lines().filter(|line| reader.understand(line.trim())).count();
+        assert_eq!(shown, text.lines().count() - 4);
         assert_eq!(reader.hung, ["tests/pipes.rs: two"]);
-        assert_eq!(reader.skips, ["src/lib.rs: SKIPPED: no such thing on Wine"]);
+        assert_eq!(reader.skips, ["src/lib.rs skipper: no such thing on Wine"]);
+        assert_eq!(reader.failures, ["src/lib.rs: a::broken - should panic"]);
         let (program, result) = &reader.results[0];
         assert_eq!(program, "src/lib.rs");
         assert_eq!((number_before(result, "passed"), number_before(result, "ignored")), (12, 3));
