@@ -1,6 +1,7 @@
 //! What `poll` hands back and `run` resumes.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::task::Waker;
 
 /// A suspended computation whose wait is over.
@@ -37,7 +38,7 @@ impl Continuation {
     pub fn resume(self) -> Option<usize> {
         match self {
             Self::Task(runnable) => {
-                runnable.0.run();
+                runnable.task.run();
                 None
             }
             Self::Waker(waker) => {
@@ -76,6 +77,15 @@ impl From<usize> for Continuation {
     }
 }
 
-/// A task of the queue's that is ready to run.
+/// A task of the queue's that is ready to run. Not `Send`: tasks run on their queue's thread.
 #[derive(Debug)]
-pub struct Runnable(pub(crate) async_task::Runnable);
+pub struct Runnable {
+    task: async_task::Runnable,
+    not_send: PhantomData<*mut ()>,
+}
+
+impl Runnable {
+    pub(crate) fn new(task: async_task::Runnable) -> Self {
+        Self { task, not_send: PhantomData }
+    }
+}

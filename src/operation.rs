@@ -236,8 +236,10 @@ impl SlotRef {
     }
 
     /// Exposed -> Idle: the call is known not to have started anything, or never to have been made.
+    /// The slot is in no registration's list any more.
     pub(crate) fn reset(self) {
         debug_assert!(matches!(self.state(), State::Exposed));
+        self.entry.set(None);
         self.packet_due.set(false);
         self.closed_under.set(false);
         self.reset_overlapped();

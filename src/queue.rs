@@ -224,7 +224,7 @@ impl Inner {
 
     /// Asks the kernel to cancel; true where there was something to cancel.
     fn request_cancel(&self, slot: SlotRef) -> bool {
-        !self.ended.get() && self.kernel.cancel(slot.handle(), slot.overlapped())
+        self.kernel.cancel(slot.handle(), slot.overlapped())
     }
 
     /// Cancels what a wait is for. The wait goes on until the kernel has said how it ended.
@@ -351,9 +351,8 @@ impl Inner {
             }
             Err(error) => {
                 self.registry.borrow_mut().give_back(entry);
-                self.persist_again(known, error).map_err(|reason| {
-                    PersistError::new(handle.id(), self.elsewhere(handle.raw()).unwrap_or(reason))
-                })
+                self.persist_again(handle.raw(), known, error)
+                    .map_err(|reason| PersistError::new(handle.id(), reason))
             }
         }
     }
@@ -361,6 +360,7 @@ impl Inner {
     /// Binding was refused: because the handle is ours already, or for a reason (pitfall 35).
     fn persist_again(
         &self,
+        raw: RawHandle,
         known: Option<EntryId>,
         error: BindError,
     ) -> Result<EntryId, PersistFailure> {
@@ -377,16 +377,13 @@ impl Inner {
         Err(match error {
             BindError::Invalid => PersistFailure::InvalidHandle,
             BindError::Synchronous => PersistFailure::NotOverlapped,
+            BindError::AlreadyBound if self.has_other_queue(raw) => PersistFailure::WrongQueue,
             BindError::AlreadyBound => PersistFailure::AlreadyBound,
             BindError::Os(code) => PersistFailure::Os(code as i32),
         })
     }
 
     /// Whether another queue of this thread has the handle.
-    fn elsewhere(&self, raw: RawHandle) -> Option<PersistFailure> {
-        self.has_other_queue(raw).then_some(PersistFailure::WrongQueue)
-    }
-
     fn has_other_queue(&self, raw: RawHandle) -> bool {
         QUEUES
             .try_with(|queues| {
@@ -404,6 +401,9 @@ impl Inner {
         caller: &'static Location<'static>,
     ) -> Result<EntryId, Misuse> {
         let id = handle.id();
+        if self.ended.get() {
+            return Err(Misuse::UnregisteredHandle { handle: id, caller });
+        }
         if let Some(registration) = handle.registration() {
             if !std::ptr::eq(&*registration.queue, self) {
                 return Err(Misuse::WrongQueue { handle: id, caller });
@@ -420,9 +420,8 @@ impl Inner {
                 Misuse::UnregisteredHandle { handle: id, caller }
             });
         };
-        // A borrowed handle can have been closed, and its value given out again (pitfall 34). One
-        // that a Registered owns cannot.
-        if !facts.owned && self.kernel.identity(facts.raw, facts.marked) == Identity::Gone {
+        // A borrowed handle can have been closed, and its value given out again (pitfall 34).
+        if self.kernel.identity(facts.raw, facts.marked) == Identity::Gone {
             return Err(if self.closed_early(entry) {
                 Misuse::PrematureClose { handle: id, caller }
             } else {
@@ -460,7 +459,7 @@ impl Inner {
         let facts = self.registry.borrow().facts(entry);
         self.end_registration(entry);
         // Only with nothing in flight (pitfall 23). What is in flight keeps the handle bound.
-        if let Some(facts) = facts.filter(|_| !left && !self.ended.get()) {
+        if let Some(facts) = facts.filter(|_| !left) {
             self.kernel.unbind(facts.raw);
         }
     }
@@ -478,7 +477,7 @@ impl Inner {
             return Ok(());
         }
         let Some((entry, facts)) = self.known(handle.raw()) else { return Ok(()) };
-        if !facts.owned && self.kernel.identity(facts.raw, facts.marked) == Identity::Gone {
+        if self.kernel.identity(facts.raw, facts.marked) == Identity::Gone {
             // Nothing to cancel by this value any more.
             return if self.closed_early(entry) {
                 Err(Misuse::PrematureClose { handle: handle.id(), caller })
@@ -515,7 +514,7 @@ impl Inner {
     fn collect(&self, out: &mut Vec<Continuation>) {
         out.append(&mut self.over.borrow_mut());
         while let Some(runnable) = self.shared.next() {
-            out.push(Continuation::Task(Runnable(runnable)));
+            out.push(Continuation::Task(Runnable::new(runnable)));
         }
     }
 
@@ -608,7 +607,7 @@ impl Inner {
     /// What became ready first.
     fn next_ready(&self) -> Option<Continuation> {
         let first = self.ready.borrow_mut().pop_front();
-        first.or_else(|| self.shared.next().map(|task| Continuation::Task(Runnable(task))))
+        first.or_else(|| self.shared.next().map(|task| Continuation::Task(Runnable::new(task))))
     }
 
     fn has_ready(&self) -> bool {
