@@ -95,9 +95,14 @@ fn table(status: i32) -> Option<u32> {
         win::STATUS_CONNECTION_RESET
         | win::STATUS_REMOTE_DISCONNECT
         | win::STATUS_CONNECTION_DISCONNECTED
+        | win::STATUS_LINK_FAILED
         | win::STATUS_PORT_UNREACHABLE => sock::WSAECONNRESET,
-        win::STATUS_CONNECTION_ABORTED | win::STATUS_LOCAL_DISCONNECT => sock::WSAECONNABORTED,
-        win::STATUS_CONNECTION_REFUSED => sock::WSAECONNREFUSED,
+        win::STATUS_CONNECTION_ABORTED
+        | win::STATUS_LOCAL_DISCONNECT
+        | win::STATUS_TRANSACTION_ABORTED => sock::WSAECONNABORTED,
+        win::STATUS_CONNECTION_REFUSED | win::STATUS_REMOTE_NOT_LISTENING => sock::WSAECONNREFUSED,
+        win::STATUS_LINK_TIMEOUT => sock::WSAETIMEDOUT,
+        win::STATUS_INVALID_CONNECTION => sock::WSAENOTCONN,
         win::STATUS_NETWORK_UNREACHABLE | win::STATUS_PROTOCOL_UNREACHABLE => sock::WSAENETUNREACH,
         win::STATUS_HOST_UNREACHABLE | win::STATUS_BAD_NETWORK_PATH => sock::WSAEHOSTUNREACH,
         win::STATUS_GRACEFUL_DISCONNECT => sock::WSAEDISCON,
@@ -260,5 +265,38 @@ impl<V> Error for Refused<V> {
 impl<V> From<Refused<V>> for io::Error {
     fn from(refused: Refused<V>) -> Self {
         refused.error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Pitfalls 27 and 47: a reset is a reset, not a share that went away.
+    #[test]
+    fn a_reset_connection_has_winsocks_code() {
+        let reset = NtStatus(win::STATUS_CONNECTION_RESET);
+        assert_eq!(reset.to_error().unwrap().raw_os_error(), Some(sock::WSAECONNRESET));
+        let gone = NtStatus::from_win32(win::ERROR_NETNAME_DELETED);
+        assert_eq!(gone.to_win32(), sock::WSAECONNRESET as u32);
+    }
+
+    // W8: a warning is an error with a code, and not a success.
+    #[test]
+    fn more_data_is_a_warning_and_says_so() {
+        let more = NtStatus(win::STATUS_BUFFER_OVERFLOW);
+        assert!(more.is_warning() && !more.is_success() && !more.is_end_of_file());
+        assert_eq!(more.to_win32(), win::ERROR_MORE_DATA);
+    }
+
+    #[test]
+    fn a_code_that_a_call_left_behind_comes_back_as_it_was() {
+        for code in [win::ERROR_ACCESS_DENIED, win::ERROR_OPERATION_ABORTED, 10_038] {
+            let status = NtStatus::from_win32(code);
+            assert_eq!(status.to_win32(), code);
+            assert!(!status.is_success() && !status.is_warning());
+        }
+        assert!(NtStatus::from_win32(win::ERROR_OPERATION_ABORTED).is_cancelled());
+        assert!(NtStatus::from_win32(win::ERROR_BROKEN_PIPE).is_end_of_file());
     }
 }
