@@ -1,5 +1,6 @@
 //! A per-thread event queue that makes any operating-system operation awaitable.
 
+#![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(windows), allow(dead_code, unused_variables, unreachable_code))]
 
