@@ -29,6 +29,7 @@ use crate::handle::{AnyHandle, AsAnyHandle, HandleId, RawHandle, Registered};
 use crate::misuse::Misuse;
 use crate::operation::{ENDED_AT_ONCE, Ending, OutOfMemory, State, Ticket};
 use crate::queue::Inner;
+use crate::trace::event;
 
 /// What a call that starts an operation returned.
 ///
@@ -393,6 +394,7 @@ impl<T: 'static> Overlapped<T> {
             return Err(NotStarted::Closed);
         }
         self.expose(handle, caller).map_err(NotStarted::Misuse)?;
+        event!(trace, handle = %handle.id(), kind = slot.kind(), "starting");
         match call(handle.raw(), self.0.state_ptr(), slot.overlapped()).0 {
             Told::Pending | Told::Warned => {}
             Told::Finished => {
@@ -591,6 +593,10 @@ fn conclude<T: 'static>(ticket: Ticket<T>) -> Result<Completion<T>, Ticket<T>> {
     } else {
         Verdict::Kernel
     };
+    event!(trace, handle = %HandleId::new(slot.handle()), kind = slot.kind(), %status, bytes, "ended");
+    if let Verdict::Misuse(misuse) = verdict {
+        event!(warn, "{misuse}");
+    }
     let Ok(state) = ticket.take() else { unreachable!("a finished operation has its state") };
     Ok(Completion { status, bytes, state, verdict })
 }

@@ -24,6 +24,8 @@ mod queue;
 mod task;
 #[forbid(unsafe_code)]
 mod time;
+#[forbid(unsafe_code)]
+mod trace;
 
 pub use continuation::{Continuation, Runnable};
 pub use handle::{

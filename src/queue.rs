@@ -26,6 +26,7 @@ use crate::notify::{Blocker, Notifier, Shared};
 use crate::operation::{Slab, SlotRef, State, dispose, settle};
 use crate::task::{self, Task, Tasks};
 use crate::time::Deadline;
+use crate::trace::event;
 
 /// How many operations that end at once a task may do before the others get their turn (pitfall
 /// 12).
@@ -347,6 +348,7 @@ impl Inner {
                     owned: false,
                 };
                 self.registry.borrow_mut().attach(entry, facts);
+                event!(debug, handle = %handle.id(), skips = binding.skips, "registered");
                 Ok(entry)
             }
             Err(error) => {
@@ -462,6 +464,7 @@ impl Inner {
         if let Some(facts) = facts.filter(|_| !left) {
             self.kernel.unbind(facts.raw);
         }
+        event!(debug, handle = ?facts.map(|facts| HandleId::new(facts.raw)), left, "unregistered");
     }
 
     fn unregister_handle(
@@ -682,6 +685,7 @@ impl Inner {
             self.drain(if self.exiting.get() { Duration::ZERO } else { within });
             self.ended.set(true);
             self.tell_waiters();
+            event!(debug, undrained = self.counted.get(), "closed");
         }
         match self.counted.get() {
             0 => Ok(()),
