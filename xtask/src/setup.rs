@@ -15,8 +15,13 @@ pub fn setup() -> Result {
         return Ok(());
     }
     packages()?;
-    let wine = wine::ensure()?;
-    wine.prefix("tests")?;
+    let mut wine = wine::ensure()?;
+    if let Err(error) = wine.prefix("tests")?.works() {
+        eprintln!("xtask: Wine is there but does not work, so it is set up again ({error})");
+        wine.remove()?;
+        wine = wine::ensure()?;
+        wine.prefix("tests")?.works()?;
+    }
     println!("Ready: {} and {}.", Toolchain::find()?.describe()?, wine.version()?);
     Ok(())
 }

@@ -93,6 +93,13 @@ impl Wine {
         Ok(file)
     }
 
+    /// Removes everything, so that all of it is built again.
+    pub fn remove(&self) -> Result {
+        let _lock = self.lock("lock")?;
+        remove(&self.root())?;
+        remove(&self.cache.join("prefix"))
+    }
+
     fn build(&self) -> Result {
         let start = Instant::now();
         let (root, new) = (self.root(), self.cache.join("wine.new"));
@@ -143,6 +150,10 @@ impl Prefix {
     fn build(&self) -> Result {
         let start = Instant::now();
         let new = Prefix { folder: self.folder.with_extension("new"), wine: self.wine.clone() };
+        // What was interrupted or broken may still have programs running.
+        for old in [&new, self] {
+            old.end_server();
+        }
         remove(&new.folder)?;
         fs::create_dir_all(&new.folder)?;
         let made = run(quiet(new.command().args(["wineboot", "-i"])));
@@ -150,12 +161,20 @@ impl Prefix {
         made?;
         remove(&self.folder)?;
         fs::rename(&new.folder, &self.folder)?;
-        let said = output(self.command().args(["cmd", "/c", "echo", "works"]))?;
-        if said.trim() != "works" {
-            return Err(format!("Wine answered {said:?}").into());
-        }
+        self.works()?;
         fs::write(self.folder.join("stamp"), RECIPE)?;
         eprintln!("xtask: made the Wine prefix: {:.1} s", start.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Runs a Windows program.
+    pub fn works(&self) -> Result {
+        self.keep_server()?;
+        self.start_services()?;
+        let said = output(self.command().args(["cmd", "/c", "echo", "works"]))?;
+        if said.trim() != "works" {
+            return Err(format!("Wine's shell answered {said:?}").into());
+        }
         Ok(())
     }
 
@@ -182,15 +201,21 @@ impl Prefix {
     /// Keeps Wine's server for a minute after its last program, which makes a start 20 times faster.
     pub fn keep_server(&self) -> Result {
         let is_new = self.server("-p60").status()?.success();
-        if is_new {
-            // Wine's services inherit the first program's streams, and would keep its caller's pipes open.
-            quiet(self.command().args(["cmd", "/c", "exit"])).status()?;
-        }
+        if is_new { self.start_services() } else { Ok(()) }
+    }
+
+    /// Wine's services inherit the first program's streams, and would keep its caller's pipes open for a
+    /// minute, so the first program is one without any.
+    fn start_services(&self) -> Result {
+        quiet(self.command().args(["cmd", "/c", "exit"])).status()?;
         Ok(())
     }
 
     /// Ends Wine's server and with it every program in this prefix.
     pub fn end_server(&self) {
+        if !self.folder.exists() {
+            return;
+        }
         // It fails when there is none, which is as good.
         let _ = self.server("-k").status();
         let _ = self.server("-w").status();
