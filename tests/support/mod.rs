@@ -276,3 +276,284 @@ impl Drop for TempFile {
 pub fn open_overlapped(path: &Path) -> File {
     File::options().read(true).write(true).custom_flags(FILE_FLAG_OVERLAPPED).open(path).unwrap()
 }
+
+// ---------------------------------------------------------------------------------------------
+// More of each kind of handle.
+
+/// A future that lets the queue look at its port three times: what was queued there has then come.
+pub async fn look_around() {
+    let mut left = 3;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return std::task::Poll::Ready(());
+        }
+        left -= 1;
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
+/// Takes what is queued on the port off it, past the queue, and says how many packets that were.
+pub fn packets_on_port(queue: &ioqueue::Queue) -> usize {
+    use std::os::windows::io::{AsHandle, AsRawHandle};
+    use windows_sys::Win32::System::IO::{GetQueuedCompletionStatusEx, OVERLAPPED_ENTRY};
+    let port = queue.as_handle().as_raw_handle();
+    let mut entries = [OVERLAPPED_ENTRY::default(); 16];
+    let mut count = 0;
+    let ok =
+        unsafe { GetQueuedCompletionStatusEx(port, entries.as_mut_ptr(), 16, &mut count, 0, 0) };
+    if ok == 0 { 0 } else { count as usize }
+}
+
+/// How many handles this process has.
+pub fn handle_count() -> u32 {
+    use windows_sys::Win32::System::Threading::{GetCurrentProcess, GetProcessHandleCount};
+    let mut count = 0;
+    assert_ne!(unsafe { GetProcessHandleCount(GetCurrentProcess(), &mut count) }, 0);
+    count
+}
+
+/// The client's end of a named pipe, for blocking calls.
+pub fn blocking_pipe_client(name: &str) -> std::io::Result<File> {
+    File::options().read(true).write(true).open(name)
+}
+
+/// A server's end on `queue`, connected, and a blocking client's.
+pub fn pipe_to_blocking_client(
+    queue: &ioqueue::Queue,
+    messages: bool,
+    options: ioqueue::Persist,
+) -> (ioqueue::Registered<OwnedHandle>, File) {
+    let name = pipe_name();
+    let server = queue.register_with(pipe_server(&name, messages), options).unwrap();
+    let client = blocking_pipe_client(&name).unwrap();
+    queue.block_on(connect_pipe(&server)).unwrap().0.unwrap();
+    (server, client)
+}
+
+/// A new socket for overlapped use: `SOCK_STREAM` or `SOCK_DGRAM`.
+pub fn socket(of_type: i32) -> std::os::windows::io::OwnedSocket {
+    use std::os::windows::io::{FromRawSocket, OwnedSocket};
+    use windows_sys::Win32::Networking::WinSock::{
+        AF_INET, INVALID_SOCKET, WSA_FLAG_NO_HANDLE_INHERIT, WSA_FLAG_OVERLAPPED, WSADATA,
+        WSASocketW, WSAStartup,
+    };
+    unsafe {
+        static START: std::sync::Once = std::sync::Once::new();
+        START.call_once(|| assert_eq!(WSAStartup(0x202, &mut WSADATA::default()), 0));
+        let flags = WSA_FLAG_OVERLAPPED | WSA_FLAG_NO_HANDLE_INHERIT;
+        let socket = WSASocketW(i32::from(AF_INET), of_type, 0, null(), 0, flags);
+        assert_ne!(socket, INVALID_SOCKET, "{}", std::io::Error::last_os_error());
+        OwnedSocket::from_raw_socket(socket as _)
+    }
+}
+
+/// A new TCP socket for overlapped use.
+pub fn tcp_socket() -> std::os::windows::io::OwnedSocket {
+    socket(windows_sys::Win32::Networking::WinSock::SOCK_STREAM)
+}
+
+/// An IPv4 address as Winsock takes it.
+pub fn socket_address(
+    address: std::net::SocketAddr,
+) -> windows_sys::Win32::Networking::WinSock::SOCKADDR_IN {
+    use windows_sys::Win32::Networking::WinSock::{AF_INET, SOCKADDR_IN};
+    let std::net::SocketAddr::V4(address) = address else { panic!("{address} is not IPv4") };
+    let mut to = SOCKADDR_IN { sin_family: AF_INET, ..SOCKADDR_IN::default() };
+    to.sin_port = address.port().to_be();
+    to.sin_addr.S_un.S_addr = u32::from_ne_bytes(address.ip().octets());
+    to
+}
+
+/// Binds a socket to a free port of the loopback interface.
+pub fn bind_anywhere(socket: &impl AsRawSocket) {
+    let address = socket_address("127.0.0.1:0".parse().unwrap());
+    let length = size_of_val(&address) as i32;
+    let socket = socket.as_raw_socket() as SOCKET;
+    let bound = unsafe {
+        use windows_sys::Win32::Networking::WinSock::bind;
+        bind(socket, (&raw const address).cast(), length)
+    };
+    assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// ConnectEx of a bound socket (pitfall 26).
+#[track_caller]
+pub fn connect(
+    socket: &(impl AsAnyHandle + ?Sized),
+    to: std::net::SocketAddr,
+) -> Wait<windows_sys::Win32::Networking::WinSock::SOCKADDR_IN> {
+    use windows_sys::Win32::Networking::WinSock::{
+        LPFN_CONNECTEX, SIO_GET_EXTENSION_FUNCTION_POINTER, WSAID_CONNECTEX, WSAIoctl,
+    };
+    let (mut connect_ex, name): (LPFN_CONNECTEX, _) = (None, WSAID_CONNECTEX);
+    let mut length = 0;
+    let found = unsafe {
+        WSAIoctl(
+            socket.as_any_handle().raw() as SOCKET,
+            SIO_GET_EXTENSION_FUNCTION_POINTER,
+            (&raw const name).cast(),
+            size_of_val(&name) as u32,
+            (&raw mut connect_ex).cast(),
+            size_of_val(&connect_ex) as u32,
+            &mut length,
+            null_mut(),
+            None,
+        )
+    };
+    assert_eq!(found, 0, "{}", std::io::Error::last_os_error());
+    let connect_ex = connect_ex.unwrap();
+    unsafe {
+        submit(socket, socket_address(to), move |socket, to, overlapped| {
+            let (socket, length) = (socket as SOCKET, size_of_val(&*to) as i32);
+            let to = to.cast();
+            Outcome::from_bool(connect_ex(socket, to, length, null(), 0, null_mut(), overlapped))
+        })
+    }
+}
+
+/// After ConnectEx succeeded (pitfall 26).
+pub fn update_connect_context(socket: &impl AsRawSocket) {
+    use windows_sys::Win32::Networking::WinSock::SO_UPDATE_CONNECT_CONTEXT;
+    let socket = socket.as_raw_socket() as SOCKET;
+    let answer = unsafe { setsockopt(socket, SOL_SOCKET, SO_UPDATE_CONNECT_CONTEXT, null(), 0) };
+    assert_eq!(answer, 0);
+}
+
+/// Makes closing the socket a reset instead of an end.
+pub fn reset_when_closed(socket: &impl AsRawSocket) {
+    use windows_sys::Win32::Networking::WinSock::{LINGER, SO_LINGER};
+    let linger = LINGER { l_onoff: 1, l_linger: 0 };
+    let (socket, length) = (socket.as_raw_socket() as SOCKET, size_of_val(&linger) as i32);
+    let linger = (&raw const linger).cast();
+    assert_eq!(unsafe { setsockopt(socket, SOL_SOCKET, SO_LINGER, linger, length) }, 0);
+}
+
+/// Reads or receives with `once` until `length` bytes came or the end.
+pub async fn read_full(
+    length: usize,
+    mut once: impl AsyncFnMut(usize) -> (std::io::Result<u32>, Vec<u8>),
+) -> Vec<u8> {
+    let mut all = Vec::with_capacity(length);
+    while all.len() < length {
+        let (count, bytes) = once(length - all.len()).await;
+        match count.unwrap() {
+            0 => break,
+            count => all.extend_from_slice(&bytes[..count as usize]),
+        }
+    }
+    all
+}
+
+/// Receives `length` bytes, or what comes until the end.
+pub async fn recv_full(socket: &impl AsAnyHandle, length: usize) -> Vec<u8> {
+    read_full(length, async |rest| {
+        let (count, buffer) = recv(socket, vec![0; rest.min(1 << 20)]).await;
+        (count, buffer.bytes)
+    })
+    .await
+}
+
+/// Runs `body` on a thread of its own and fails when it has not ended after half a minute, so that
+/// a wait that never ends is a failure of its test and not of the whole program.
+pub fn ends<R: Send + 'static>(body: impl FnOnce() -> R + Send + 'static) -> R {
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+    let (sender, receiver) = channel();
+    let thread = std::thread::spawn(move || {
+        let _ = sender.send(body());
+    });
+    match receiver.recv_timeout(std::time::Duration::from_secs(30)) {
+        Ok(answer) => {
+            thread.join().unwrap();
+            answer
+        }
+        Err(RecvTimeoutError::Timeout) => panic!("it does not end"),
+        Err(RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(thread.join().unwrap_err())
+        }
+    }
+}
+
+/// What a panic said.
+pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
+    let owned = payload.downcast_ref::<String>().map(String::as_str);
+    owned.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("")
+}
+
+/// A waker that calls a closure each time it is woken. For one thread only.
+pub fn waker(woken: impl Fn() + 'static) -> std::task::Waker {
+    struct OneThread<F>(F, std::thread::ThreadId);
+    // Checked at each wake; dropping on another thread is up to the test.
+    unsafe impl<F> Send for OneThread<F> {}
+    unsafe impl<F> Sync for OneThread<F> {}
+    impl<F: Fn()> std::task::Wake for OneThread<F> {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.wake_by_ref();
+        }
+        fn wake_by_ref(self: &std::sync::Arc<Self>) {
+            assert_eq!(std::thread::current().id(), self.1, "woken on another thread");
+            (self.0)();
+        }
+    }
+    std::sync::Arc::new(OneThread(woken, std::thread::current().id())).into()
+}
+
+/// Polls a future once with a waker that does nothing.
+pub fn poll_once<F: Future + Unpin>(future: &mut F) -> std::task::Poll<F::Output> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    std::pin::Pin::new(future).poll(&mut context)
+}
+
+/// Calls a closure when it is dropped.
+pub struct OnDrop<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Something to put into a state, and a count of how often it was dropped.
+pub fn tracked() -> (OnDrop<impl FnMut() + Send + 'static>, Drops) {
+    let drops = Drops::default();
+    let count = drops.clone();
+    (OnDrop(move || drop(count.0.fetch_add(1, Ordering::SeqCst))), drops)
+}
+
+/// How often the other half of [`tracked`] was dropped.
+#[derive(Clone, Default)]
+pub struct Drops(std::sync::Arc<AtomicU32>);
+
+impl Drops {
+    pub fn count(&self) -> u32 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// WSARecv into `bytes.len()` bytes, with something beside the buffer in the operation's state.
+#[track_caller]
+pub fn recv_beside<T: 'static>(
+    socket: &(impl AsAnyHandle + ?Sized),
+    bytes: impl Into<Vec<u8>>,
+    beside: T,
+) -> Wait<(Buffer, T)> {
+    unsafe {
+        submit(socket, (Buffer::new(bytes), beside), |socket, state, overlapped| {
+            call_recv(socket, &raw mut (*state).0, overlapped)
+        })
+    }
+}
+
+/// Polls `queue` without blocking for long, and resumes what is ready, until `done` says so.
+pub fn poll_until(queue: &ioqueue::Queue, mut done: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    let mut ready = Vec::new();
+    while !done() {
+        assert!(start.elapsed() < std::time::Duration::from_secs(30), "it does not end");
+        queue.poll(&mut ready, Some(std::time::Duration::from_millis(10))).unwrap();
+        for continuation in ready.drain(..) {
+            continuation.resume();
+        }
+    }
+}
