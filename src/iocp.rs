@@ -17,6 +17,7 @@ use std::panic::Location;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use windows_sys::Win32::Foundation as win;
 use windows_sys::Win32::Networking::WinSock::WSAEMSGSIZE;
@@ -29,6 +30,7 @@ use crate::handle::{AnyHandle, AsAnyHandle, HandleId, RawHandle, Registered};
 use crate::misuse::Misuse;
 use crate::operation::{ENDED_AT_ONCE, Ending, OutOfMemory, State, Ticket};
 use crate::queue::Inner;
+use crate::time::Sleep;
 use crate::trace::event;
 
 /// What a call that starts an operation returned.
@@ -516,6 +518,18 @@ impl<T: 'static> Wait<T> {
         Cancel(self)
     }
 
+    /// Gives the operation so much time from now; then it is cancelled, and this waits for how that
+    /// ended. Nothing is lost: an operation that was faster than its cancel says what it did.
+    ///
+    /// Where the system does not let an operation be cancelled, this takes as long as the operation.
+    pub fn timeout(self, duration: Duration) -> Timeout<T> {
+        let sleep = match &self.0 {
+            Phase::InFlight(ticket) => Some(Sleep::after(ticket.queue(), duration)),
+            Phase::Over(..) | Phase::Taken => None,
+        };
+        Timeout { wait: self, sleep }
+    }
+
     /// The same wait with the raw status and the bytes that a warning came with.
     pub fn exact(self) -> Exact<T> {
         Exact(self)
@@ -594,8 +608,8 @@ fn conclude<T: 'static>(ticket: Ticket<T>) -> Result<Completion<T>, Ticket<T>> {
         Verdict::Kernel
     };
     event!(trace, handle = %HandleId::new(slot.handle()), kind = slot.kind(), %status, bytes, "ended");
-    if let Verdict::Misuse(misuse) = verdict {
-        event!(warn, "{misuse}");
+    if let Verdict::Misuse(_misuse) = verdict {
+        event!(warn, "{_misuse}");
     }
     let Ok(state) = ticket.take() else { unreachable!("a finished operation has its state") };
     Ok(Completion { status, bytes, state, verdict })
@@ -628,6 +642,36 @@ impl<T: 'static> Future for Exact<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.poll_completion(context)
+    }
+}
+
+/// An operation with a time limit, made by [`Wait::timeout`]. Its output is
+/// [`Cancelled::Cancelled`] when the time was up and the operation was cancelled, and
+/// [`Cancelled::Finished`] otherwise. Dropping it is dropping the [`Wait`].
+#[must_use = "dropping it cancels the operation"]
+#[derive(Debug)]
+pub struct Timeout<T: 'static> {
+    wait: Wait<T>,
+    /// `None` once the operation was cancelled, or when it was over before it began.
+    sleep: Option<Sleep>,
+}
+
+impl<T: 'static> Future for Timeout<T> {
+    type Output = Cancelled<T>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Poll::Ready(completion) = self.wait.poll_completion(context) {
+            return Poll::Ready(completion.into());
+        }
+        let Some(sleep) = &mut self.sleep else { return Poll::Pending };
+        if Pin::new(sleep).poll(context).is_pending() {
+            return Poll::Pending;
+        }
+        self.sleep = None;
+        if let Phase::InFlight(ticket) = &self.wait.0 {
+            ticket.queue().cancel(ticket.slot());
+        }
+        self.wait.poll_completion(context).map(Cancelled::from)
     }
 }
 
@@ -664,17 +708,21 @@ impl<T> Cancelled<T> {
     }
 }
 
+impl<T> From<Completion<T>> for Cancelled<T> {
+    fn from(completion: Completion<T>) -> Self {
+        if completion.status.is_cancelled() {
+            Self::Cancelled(completion)
+        } else {
+            Self::Finished(completion)
+        }
+    }
+}
+
 impl<T: 'static> Future for Cancel<T> {
     type Output = Cancelled<T>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.poll_completion(context).map(|completion| {
-            if completion.status.is_cancelled() {
-                Cancelled::Cancelled(completion)
-            } else {
-                Cancelled::Finished(completion)
-            }
-        })
+        self.0.poll_completion(context).map(Cancelled::from)
     }
 }
 

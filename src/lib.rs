@@ -39,5 +39,6 @@ pub use queue::{
     spawn, unregister,
 };
 pub use task::Task;
+pub use time::{Elapsed, Interval, Sleep, interval, sleep, timeout};
 
 pub use iocp::{Overlapped, submit, wait, wait_with};

@@ -25,7 +25,7 @@ use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
 use crate::operation::{Slab, SlotRef, State, dispose, settle};
 use crate::task::{self, Task, Tasks};
-use crate::time::Deadline;
+use crate::time::{Deadline, Timers};
 use crate::trace::event;
 
 /// How many operations that end at once a task may do before the others get their turn (pitfall
@@ -59,6 +59,7 @@ pub(crate) struct Inner {
     pub(crate) slab: Slab,
     pub(crate) registry: RefCell<Registry>,
     pub(crate) tasks: Tasks,
+    pub(crate) timers: Timers,
     /// What `run` took off the kernel and has not resumed yet.
     ready: RefCell<VecDeque<Continuation>>,
     /// Waits that were over before they began, for the next poll to hand out.
@@ -146,6 +147,7 @@ impl Inner {
             slab: Slab::default(),
             registry: RefCell::default(),
             tasks: Tasks::default(),
+            timers: Timers::default(),
             ready: RefCell::default(),
             over: RefCell::default(),
             unwanted: RefCell::default(),
@@ -188,6 +190,7 @@ impl Inner {
     fn is_running(&self) -> bool {
         self.counted.get() > 0
             || self.tasks.len() > 0
+            || self.timers.len() > 0
             || !self.shared.is_empty()
             || !self.over.borrow().is_empty()
             || !self.ready.borrow().is_empty()
@@ -558,7 +561,8 @@ impl Inner {
         let before = out.len();
         self.collect(out);
         let idle = |out: &Vec<Continuation>| {
-            !even_idle && out.len() == before && self.counted.get() == 0 && self.tasks.len() == 0
+            let waited_for = self.counted.get() + self.tasks.len() + self.timers.len();
+            !even_idle && out.len() == before && waited_for == 0
         };
         if self.closed.get() || idle(out) {
             return Ok(());
@@ -567,11 +571,14 @@ impl Inner {
         let mut now = self.kernel.now();
         let deadline = Deadline::after(now, timeout);
         loop {
-            let notified = self.dequeue(deadline.rest_ms(now), out)?;
-            self.collect(out);
+            let notified = self.dequeue(deadline.or(self.timers.first()).rest_ms(now), out)?;
             // Read once a poll that did not have to wait again.
             now = self.kernel.now();
             self.clock.set(now);
+            while let Some(waker) = self.timers.expire(now) {
+                out.extend(waker.map(Continuation::Waker));
+            }
+            self.collect(out);
             let unheard = !self.unwanted.borrow().is_empty() || !self.foreign.borrow().is_empty();
             if out.len() > before || notified || unheard || idle(out) || deadline.has_passed(now) {
                 return Ok(());
@@ -743,6 +750,7 @@ impl Inner {
     fn tell_waiters(&self) {
         let mut waiters = Vec::new();
         self.slab.for_each(|slot| waiters.extend(slot.take_waiter()));
+        waiters.extend(self.timers.end().into_iter().map(Continuation::Waker));
         self.ready.borrow_mut().extend(waiters);
         self.ready.borrow_mut().extend(self.over.take());
         loop {
