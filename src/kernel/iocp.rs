@@ -12,7 +12,8 @@ use windows_sys::Wdk::Storage::FileSystem::{
     FILE_SYNCHRONOUS_IO_ALERT, FILE_SYNCHRONOUS_IO_NONALERT,
 };
 use windows_sys::Win32::Foundation::{
-    ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, STATUS_INVALID_HANDLE, WAIT_TIMEOUT,
+    ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, STATUS_INVALID_HANDLE,
+    STATUS_OBJECT_TYPE_MISMATCH, WAIT_TIMEOUT,
 };
 use windows_sys::Win32::System::IO::{OVERLAPPED, OVERLAPPED_ENTRY};
 use windows_sys::Win32::System::WindowsProgramming::{
@@ -161,7 +162,8 @@ impl<N: Nt> CompletionPort<N> {
     pub(crate) fn identity(&self, handle: RawHandle, marked: bool) -> Identity {
         match self.nt.notification_modes(handle) {
             Ok(modes) if marked && modes & FILE_SKIP_SET_EVENT_ON_HANDLE == 0 => Identity::Gone,
-            Err(STATUS_INVALID_HANDLE) => Identity::Gone,
+            // The second: an event, say. What was bound is a file.
+            Err(STATUS_INVALID_HANDLE | STATUS_OBJECT_TYPE_MISMATCH) => Identity::Gone,
             _ => Identity::Same,
         }
     }
