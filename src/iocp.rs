@@ -398,7 +398,8 @@ impl<T: 'static> Overlapped<T> {
         self.expose(handle, caller).map_err(NotStarted::Misuse)?;
         event!(trace, handle = %handle.id(), kind = slot.kind(), "starting");
         match call(handle.raw(), self.0.state_ptr(), slot.overlapped()).0 {
-            Told::Pending | Told::Warned => {}
+            Told::Pending => slot.set_started(),
+            Told::Warned => {}
             Told::Finished => {
                 let skips = slot.entry().is_some_and(|entry| {
                     queue.registry.borrow().facts(entry).is_some_and(|facts| facts.skips)

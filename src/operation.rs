@@ -72,6 +72,8 @@ pub(crate) struct Slot {
     state: Cell<State>,
     /// A packet for this operation may still be queued.
     packet_due: Cell<bool>,
+    /// The call said that the operation is in flight, so its end will come.
+    started: Cell<bool>,
     /// The slot is one of those that `running` counts.
     counted: Cell<bool>,
     /// The handle was closed under the operation.
@@ -118,6 +120,10 @@ impl Slot {
 
     pub(crate) fn packet_due(&self) -> bool {
         self.packet_due.get()
+    }
+
+    pub(crate) fn is_started(&self) -> bool {
+        self.started.get()
     }
 
     pub(crate) fn is_counted(&self) -> bool {
@@ -225,6 +231,7 @@ impl SlotRef {
         debug_assert!(matches!(self.state(), State::Idle));
         self.entry.set(entry);
         self.handle.set(handle);
+        self.started.set(false);
         self.packet_due.set(true);
         self.state.set(State::Exposed);
     }
@@ -244,6 +251,11 @@ impl SlotRef {
         self.closed_under.set(false);
         self.reset_overlapped();
         self.state.set(State::Idle);
+    }
+
+    /// The call said that the operation is in flight.
+    pub(crate) fn set_started(self) {
+        self.started.set(true);
     }
 
     /// Exposed -> InFlight: somebody waits.
@@ -504,6 +516,7 @@ impl Chunk {
                 overlapped: UnsafeCell::new(OVERLAPPED::default()),
                 state: Cell::new(State::Free),
                 packet_due: Cell::new(false),
+                started: Cell::new(false),
                 counted: Cell::new(false),
                 closed_under: Cell::new(false),
                 class: class as u8,

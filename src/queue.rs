@@ -247,9 +247,9 @@ impl Inner {
             State::Exposed | State::InFlight | State::Cancelling => {
                 let cancelled = self.request_cancel(slot);
                 if slot.is_kernels() {
-                    // With nothing to cancel, an operation nobody waited for was probably never
-                    // started: it is kept, but nothing waits for its end.
-                    if cancelled {
+                    // With nothing to cancel, a call nobody saw was probably never made, or failed:
+                    // the operation is kept, but nothing waits for its end.
+                    if cancelled || slot.is_started() {
                         self.count(slot, true);
                     }
                     slot.orphan();
