@@ -102,8 +102,9 @@ static void finish(struct op *op, const char *call)
 /* ---- ping-pong: both ends of a stream in this thread ---- */
 
 struct end {
-    struct op op; /* one is enough: an end never sends and receives at the same time here */
+    struct op receiving, sending; /* two, as a receive may be waiting while its end sends */
     char *in, *out;
+    DWORD flags; /* WSARecv writes it when the receive ends */
 };
 
 static char sent[MESSAGE_MAX], echoed[MESSAGE_MAX], received[MESSAGE_MAX];
@@ -114,7 +115,7 @@ static BOOL sockets;
 
 static void send_message(struct end *end)
 {
-    struct op *op = &end->op;
+    struct op *op = &end->sending;
     if (sockets) {
         WSABUF buffer = { message, end->out };
         started(op, !WSASend((SOCKET)op->handle, &buffer, 1, &op->bytes, 0, &op->overlapped, NULL), "WSASend");
@@ -126,26 +127,33 @@ static void send_message(struct end *end)
         wrong("short send");
 }
 
-static void receive_some(struct end *end, DWORD have)
+static void start_receive(struct end *end, DWORD have)
 {
-    struct op *op = &end->op;
+    struct op *op = &end->receiving;
     if (sockets) {
         WSABUF buffer = { message - have, end->in + have };
-        DWORD flags = 0;
-        started(op, !WSARecv((SOCKET)op->handle, &buffer, 1, &op->bytes, &flags, &op->overlapped, NULL), "WSARecv");
+        end->flags = 0;
+        started(op, !WSARecv((SOCKET)op->handle, &buffer, 1, &op->bytes, &end->flags, &op->overlapped, NULL),
+                "WSARecv");
     } else {
         started(op, ReadFile(op->handle, end->in + have, message - have, &op->bytes, &op->overlapped), "ReadFile");
     }
-    finish(op, sockets ? "WSARecv" : "ReadFile");
-    if (op->bytes == 0)
-        wrong("end of stream");
 }
 
 /* A stream may hand a message over in pieces. */
-static void receive_message(struct end *end)
+static void finish_receive(struct end *end)
 {
-    for (DWORD have = 0; have < message; have += end->op.bytes)
-        receive_some(end, have);
+    struct op *op = &end->receiving;
+    DWORD have = 0;
+    for (;;) {
+        finish(op, sockets ? "WSARecv" : "ReadFile");
+        if (op->bytes == 0)
+            wrong("end of stream");
+        have += op->bytes;
+        if (have == message)
+            return;
+        start_receive(end, have);
+    }
 }
 
 static void run_pingpong(unsigned long count)
@@ -153,9 +161,27 @@ static void run_pingpong(unsigned long count)
     for (unsigned long i = 0; i < count; i++) {
         sent[0] = (char)i; /* so that the check at the end can't be met by an earlier message */
         send_message(&client);
-        receive_message(&server);
+        start_receive(&server, 0);
+        finish_receive(&server);
         send_message(&server);
-        receive_message(&client);
+        start_receive(&client, 0);
+        finish_receive(&client);
+    }
+}
+
+/* Both ends receive before the other sends, as two tasks would: every receive ends with a packet. */
+static void run_posted(unsigned long count)
+{
+    start_receive(&server, 0);
+    for (unsigned long i = 0; i < count; i++) {
+        sent[0] = (char)i;
+        start_receive(&client, 0);
+        send_message(&client);
+        finish_receive(&server);
+        send_message(&server);
+        if (i + 1 < count)
+            start_receive(&server, 0);
+        finish_receive(&client);
     }
 }
 
@@ -170,8 +196,8 @@ static void set_up_pingpong(HANDLE client_handle, HANDLE server_handle, DWORD si
     message = size;
     for (int i = 0; i < MESSAGE_MAX; i++)
         sent[i] = (char)(i * 7 + 1);
-    client.op.handle = client_handle;
-    server.op.handle = server_handle;
+    client.receiving.handle = client.sending.handle = client_handle;
+    server.receiving.handle = server.sending.handle = server_handle;
     associate(client_handle);
     associate(server_handle);
 }
@@ -226,7 +252,7 @@ static void set_up_pipe(DWORD size)
     if (near_end == INVALID_HANDLE_VALUE)
         die("CreateFile");
     /* The client came first, so this can only say that it is connected already. */
-    if (!ConnectNamedPipe(far_end, &server.op.overlapped) && GetLastError() != ERROR_PIPE_CONNECTED)
+    if (!ConnectNamedPipe(far_end, &server.receiving.overlapped) && GetLastError() != ERROR_PIPE_CONNECTED)
         die("ConnectNamedPipe");
     set_up_pingpong(near_end, far_end, size);
 }
@@ -381,6 +407,9 @@ static const struct bench {
     { "tcp-pingpong-1", "round trips/s", set_up_tcp, 1, run_pingpong, check_pingpong },
     { "tcp-pingpong-64", "round trips/s", set_up_tcp, 64, run_pingpong, check_pingpong },
     { "pipe-pingpong-64", "round trips/s", set_up_pipe, 64, run_pingpong, check_pingpong },
+    { "tcp-pingpong-1-posted", "round trips/s", set_up_tcp, 1, run_posted, check_pingpong },
+    { "tcp-pingpong-64-posted", "round trips/s", set_up_tcp, 64, run_posted, check_pingpong },
+    { "pipe-pingpong-64-posted", "round trips/s", set_up_pipe, 64, run_posted, check_pingpong },
     { "post-dequeue", "packets/s", set_up_nothing, 0, run_post, check_nothing },
     { "file-read-4k-1", "reads/s", set_up_file, 1, run_reads, check_reads },
     { "file-read-4k-32", "reads/s", set_up_file, 32, run_reads, check_reads },
