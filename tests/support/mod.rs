@@ -378,6 +378,23 @@ pub fn bind_anywhere(socket: &impl AsRawSocket) {
     assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
 }
 
+/// AcceptEx with room for nothing but the two addresses.
+///
+/// # Safety
+/// As `AcceptEx`: `room` lives until the operation has ended.
+pub unsafe fn call_accept(
+    listener: RawHandle,
+    socket: &impl AsRawSocket,
+    room: *mut Addresses,
+    overlapped: *mut OVERLAPPED,
+) -> Outcome {
+    let (listener, socket) = (listener as SOCKET, socket.as_raw_socket() as SOCKET);
+    let (room, mut now) = (room.cast(), 0);
+    Outcome::from_bool(unsafe {
+        AcceptEx(listener, socket, room, 0, 144, 144, &mut now, overlapped)
+    })
+}
+
 /// ConnectEx of a bound socket (pitfall 26).
 #[track_caller]
 pub fn connect(
@@ -501,12 +518,25 @@ pub fn waker(woken: impl Fn() + 'static) -> std::task::Waker {
 
 /// Polls a future once with a waker that does nothing.
 pub fn poll_once<F: Future + Unpin>(future: &mut F) -> std::task::Poll<F::Output> {
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    std::pin::Pin::new(future).poll(&mut context)
+    poll_with(future, std::task::Waker::noop())
+}
+
+/// Polls a future once with this waker.
+pub fn poll_with<F: Future + Unpin>(
+    future: &mut F,
+    waker: &std::task::Waker,
+) -> std::task::Poll<F::Output> {
+    std::pin::Pin::new(future).poll(&mut std::task::Context::from_waker(waker))
 }
 
 /// Calls a closure when it is dropped.
 pub struct OnDrop<F: FnMut()>(pub F);
+
+impl<F: FnMut()> std::fmt::Debug for OnDrop<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnDrop")
+    }
+}
 
 impl<F: FnMut()> Drop for OnDrop<F> {
     fn drop(&mut self) {
