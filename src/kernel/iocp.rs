@@ -101,7 +101,7 @@ impl<N: Nt> CompletionPort<N> {
         match code {
             ERROR_INVALID_HANDLE => BindError::Invalid,
             ERROR_INVALID_PARAMETER => match self.nt.file_mode(handle) {
-                Err(STATUS_INVALID_HANDLE) => BindError::Invalid,
+                Err(STATUS_INVALID_HANDLE | STATUS_OBJECT_TYPE_MISMATCH) => BindError::Invalid,
                 Ok(mode)
                     if mode & (FILE_SYNCHRONOUS_IO_ALERT | FILE_SYNCHRONOUS_IO_NONALERT) != 0 =>
                 {
