@@ -669,6 +669,8 @@ pub(crate) fn dispose(queue: &Inner, slot: SlotRef) {
         }
     }
     assert!(matches!(slot.state(), State::Idle | State::Done), "the kernel may have this slot");
+    // It has ended for whoever looks from inside the drop.
+    queue.count(slot, false);
     let _release = Release(queue, slot);
     if let Some(drop_state) = slot.drop_state.take() {
         // SAFETY: the slot holds the state this was stored for, and in these two states the kernel

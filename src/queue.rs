@@ -1,11 +1,12 @@
 //! The queue: persist, poll, run, running, spawn, block_on; and the thread's own queue.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -37,6 +38,9 @@ const RESUMES: u32 = 256;
 
 /// How long dropping a queue waits for the kernel to give back what was in flight.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// How often closing looks for ends that no packet tells of.
+const SWEEP_MS: u32 = 10;
 
 /// A packet that is not the queue's: for no OVERLAPPED of its own, or not any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +122,14 @@ enum Step {
     /// It wants to be looked at again soon.
     Again,
     Wait,
+}
+
+/// Does `step`, and after a panic of user code in it does it again, for what is left. Keeps the first
+/// panic.
+fn insist(panicked: &mut Option<Box<dyn Any + Send>>, mut step: impl FnMut()) {
+    while let Err(payload) = catch_unwind(AssertUnwindSafe(&mut step)) {
+        panicked.get_or_insert(payload);
+    }
 }
 
 /// Marks a queue as the current one while it resumes continuations.
@@ -249,7 +261,8 @@ impl Inner {
                 if slot.is_kernels() {
                     // With nothing to cancel, a call nobody saw was probably never made, or failed:
                     // the operation is kept, but nothing waits for its end.
-                    if cancelled || slot.is_started() {
+                    // Nor where no packet will tell of it.
+                    if slot.entry().is_some() && (cancelled || slot.is_started()) {
                         self.count(slot, true);
                     }
                     slot.orphan();
@@ -284,8 +297,9 @@ impl Inner {
                 self.unwanted.borrow_mut().push(slot);
             }
             State::Retired => self.release(slot),
-            // Nobody waits yet, or the outcome was taken from the status word.
-            State::Exposed | State::Done => {}
+            // Nobody waits yet, or the outcome was taken from the status word. Closing counts what
+            // nobody waits for, too.
+            State::Exposed | State::Done => self.count(slot, false),
             State::Idle | State::Free => unreachable!("no packet is due"),
         }
     }
@@ -654,14 +668,16 @@ impl Inner {
                 self.0.set(false);
             }
         }
-        if self.running.replace(true) {
+        if self.tasks.is_inside() || self.running.replace(true) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "run was called from a continuation that run resumed: it would wait for itself",
+                "run was called from what it would wait for: a task, or a continuation it resumed",
             ));
         }
         let _running = Running(&self.running);
-        self.resume_until(false, || if self.is_running() { Step::Wait } else { Step::Done })
+        let was_closed = self.closed.get();
+        self.resume_until(false, || if self.is_running() { Step::Wait } else { Step::Done })?;
+        if self.closed.get() && !was_closed { Err(Closed.into()) } else { Ok(()) }
     }
 
     fn block_on<F: Future>(&self, future: F) -> io::Result<F::Output> {
@@ -686,13 +702,20 @@ impl Inner {
 
     fn close(&self, within: Duration) -> Result<(), Undrained> {
         if !self.closed.replace(true) {
-            self.drop_tasks();
+            // User code that panics keeps nobody else from learning that the queue is closed.
+            let mut panicked = None;
+            insist(&mut panicked, || self.drop_tasks());
             self.shared.close();
             self.cancel_all();
-            self.drain(if self.exiting.get() { Duration::ZERO } else { within });
+            let within = if self.exiting.get() { Duration::ZERO } else { within };
+            let deadline = Deadline::after(self.kernel.now(), Some(within));
+            insist(&mut panicked, || self.drain(deadline));
             self.ended.set(true);
-            self.tell_waiters();
+            insist(&mut panicked, || self.tell_waiters());
             event!(debug, undrained = self.counted.get(), "closed");
+            if let Some(payload) = panicked {
+                resume_unwind(payload);
+            }
         }
         match self.counted.get() {
             0 => Ok(()),
@@ -720,7 +743,7 @@ impl Inner {
             State::InFlight => self.cancel(slot),
             State::Exposed | State::Cancelling | State::Orphaned => {
                 if self.request_cancel(slot) {
-                    self.count(slot, true);
+                    self.count(slot, slot.entry().is_some() || slot.is_kernels());
                 }
             }
             State::Idle | State::Done | State::Retired | State::Free => {}
@@ -728,15 +751,16 @@ impl Inner {
     }
 
     /// Takes packets off the port until none is owed or the time is up.
-    fn drain(&self, within: Duration) {
-        let start = self.kernel.now();
-        let deadline = Deadline::after(start, Some(within));
-        let mut now = start;
+    fn drain(&self, deadline: Deadline) {
+        let mut now = self.kernel.now();
+        let mut unheard = self.sweep();
         let mut batch = Vec::new();
         loop {
             // Looked at once even where nothing is owed; waited only for what is.
             let rest = if self.counted.get() == 0 { 0 } else { deadline.rest_ms(now) };
+            let rest = if unheard { rest.min(SWEEP_MS) } else { rest };
             let result = self.dequeue(rest, &mut batch);
+            unheard = self.sweep();
             self.ready.borrow_mut().extend(batch.drain(..));
             self.after_turn();
             now = self.kernel.now();
@@ -744,6 +768,26 @@ impl Inner {
                 return;
             }
         }
+    }
+
+    /// Looks for the end of what no packet will tell of: operations whose handle was not registered
+    /// when they were started. True while there are any.
+    fn sweep(&self) -> bool {
+        let mut unheard = false;
+        self.slab.for_each(|slot| {
+            if slot.is_counted() && slot.entry().is_none() {
+                if slot.is_kernels() {
+                    unheard = true;
+                    return;
+                }
+                self.count(slot, false);
+                if slot.state() == State::Orphaned {
+                    slot.finish();
+                    self.unwanted.borrow_mut().push(slot);
+                }
+            }
+        });
+        unheard
     }
 
     /// Wakes everybody who waits, also for what the kernel kept.
@@ -958,7 +1002,8 @@ impl Queue {
     ///
     /// # Errors
     /// What the system says when polled; [`Closed`](crate::error::Closed) if the queue is closed
-    /// meanwhile; `InvalidInput` when called from a continuation that `run` itself resumed.
+    /// meanwhile; `InvalidInput` when called from a task of the queue, or from a continuation that
+    /// `run` itself resumed: it would wait for itself.
     ///
     /// # Panics
     /// With what a continuation panics; the others stay in the queue, and `run` may be called

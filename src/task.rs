@@ -1,9 +1,9 @@
 //! Tasks: futures that the queue resumes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -61,6 +61,8 @@ impl<T> fmt::Debug for Task<T> {
 pub(crate) struct Tasks {
     wakers: RefCell<Vec<Option<Waker>>>,
     free: RefCell<Vec<usize>>,
+    /// How many of them are being polled just now, one inside the other.
+    inside: Cell<usize>,
 }
 
 impl Tasks {
@@ -84,6 +86,11 @@ impl Tasks {
         self.wakers.borrow().len() - self.free.borrow().len()
     }
 
+    /// Whether a task is being polled: it is unfinished until that returns, whoever resumed it.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.inside.get() > 0
+    }
+
     /// A waker of each unfinished task.
     pub(crate) fn wakers(&self) -> Vec<Waker> {
         self.wakers.borrow().iter().flatten().cloned().collect()
@@ -94,6 +101,22 @@ impl Tasks {
 struct Entry {
     queue: Weak<Inner>,
     index: usize,
+}
+
+/// Says that a task of the queue is being polled.
+struct Inside<'a>(&'a Cell<usize>);
+
+impl<'a> Inside<'a> {
+    fn new(inside: &'a Cell<usize>) -> Self {
+        inside.set(inside.get() + 1);
+        Self(inside)
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Drop for Entry {
@@ -115,8 +138,14 @@ where
     let shared = Arc::clone(&queue.shared);
     let (runnable, task) = async_task::spawn_local(
         async move {
-            let _entry = entry;
-            future.await
+            let entry = entry;
+            let mut future = pin!(future);
+            poll_fn(|context| {
+                let queue = entry.queue.upgrade();
+                let _inside = queue.as_ref().map(|queue| Inside::new(&queue.tasks.inside));
+                future.as_mut().poll(context)
+            })
+            .await
         },
         move |runnable| shared.schedule(runnable),
     );
