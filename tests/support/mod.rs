@@ -548,7 +548,10 @@ impl<F: FnMut()> Drop for OnDrop<F> {
 pub fn tracked() -> (OnDrop<impl FnMut() + Send + 'static>, Drops) {
     let drops = Drops::default();
     let count = drops.clone();
-    (OnDrop(move || drop(count.0.fetch_add(1, Ordering::SeqCst))), drops)
+    let dropped = move || {
+        count.0.fetch_add(1, Ordering::SeqCst);
+    };
+    (OnDrop(dropped), drops)
 }
 
 /// How often the other half of [`tracked`] was dropped.
