@@ -212,8 +212,7 @@ impl Slot {
     }
 
     fn reset_overlapped(&self) {
-        // SAFETY: called only in states in which the kernel does not have the slot (Free, Idle, or
-        // a call that failed at once).
+        // SAFETY: called only on a free slot, which the kernel does not have.
         unsafe {
             self.overlapped
                 .get()
@@ -249,7 +248,12 @@ impl SlotRef {
         self.entry.set(None);
         self.packet_due.set(false);
         self.closed_under.set(false);
-        self.reset_overlapped();
+        // The place in the file stays, so that the operation can be started again (pitfall 41).
+        // SAFETY: the kernel does not have the slot (see above).
+        unsafe {
+            (*self.overlapped.get()).Internal = STATUS_PENDING as usize;
+            (*self.overlapped.get()).InternalHigh = 0;
+        }
         self.state.set(State::Idle);
     }
 
