@@ -51,8 +51,9 @@ enum Told {
     Finished,
     /// Ended at once, and no packet comes whatever the modes.
     FinishedForGood,
-    /// Took place, with a remark; whether a packet comes cannot be known (pitfalls 3 and 55).
-    Warned,
+    /// Took place, with a remark; whether a packet comes cannot be known (pitfalls 3 and 55). Unless
+    /// the status word was not touched: then it was refused.
+    Warned(NtStatus),
     /// Nothing was started.
     Failed(u32),
 }
@@ -69,7 +70,8 @@ impl Outcome {
     /// - `ERROR_IO_PENDING`: in flight.
     /// - `ERROR_PIPE_CONNECTED` (`ConnectNamedPipe`): finished, and no packet comes (pitfall 8).
     /// - `ERROR_MORE_DATA`, `WSAEMSGSIZE` and the other warnings: the operation took place
-    ///   (pitfall 3).
+    ///   (pitfall 3), or was refused if the OVERLAPPED says nothing of it: a datagram that is too
+    ///   big to send is `WSAEMSGSIZE` too.
     /// - Anything else: nothing was started.
     pub const fn from_error(code: u32) -> Self {
         const MESSAGE_SIZE: u32 = WSAEMSGSIZE as u32;
@@ -80,7 +82,7 @@ impl Outcome {
             win::ERROR_MORE_DATA
             | win::ERROR_PARTIAL_COPY
             | win::ERROR_NO_MORE_FILES
-            | MESSAGE_SIZE => Told::Warned,
+            | MESSAGE_SIZE => Told::Warned(NtStatus::from_win32(code)),
             code => Told::Failed(code),
         })
     }
@@ -112,7 +114,7 @@ impl Outcome {
             win::STATUS_PENDING => Told::Pending,
             win::STATUS_PIPE_CONNECTED => Told::FinishedForGood,
             _ if status.is_success() => Told::Finished,
-            _ if status.is_warning() => Told::Warned,
+            _ if status.is_warning() => Told::Warned(status),
             // The code is mapped when somebody asks.
             other => Told::Failed(other as u32),
         })
@@ -199,7 +201,7 @@ impl<T> Completion<T> {
 /// Whether a call you made yourself started anything, the queue cannot know. If it failed at once
 /// (an error other than `ERROR_IO_PENDING` and the warnings), take the state back with
 /// [`into_state`](Self::into_state); merely dropping the `Overlapped` then keeps its memory for as
-/// long as the queue lives. [`start`](Self::start) and [`submit`](Self::submit) look for themselves.
+/// long as the queue lives. [`start`](Self::start) and [`submit`] look for themselves.
 ///
 /// If the queue is closed, dropping is still right; [`as_ptr`](Self::as_ptr) is refused.
 pub struct Overlapped<T: 'static>(Ticket<T>);
@@ -399,7 +401,16 @@ impl<T: 'static> Overlapped<T> {
         event!(trace, handle = %handle.id(), kind = slot.kind(), "starting");
         match call(handle.raw(), self.0.state_ptr(), slot.overlapped()).0 {
             Told::Pending => slot.set_started(),
-            Told::Warned => {}
+            // What took place has left its status before the call returned.
+            Told::Warned(status) => {
+                let is_refused = slot.is_kernels()
+                    && !queue.kernel.cancel(slot.handle(), slot.overlapped())
+                    && slot.is_kernels();
+                if is_refused {
+                    self.unexpose();
+                    return Err(NotStarted::Call(status));
+                }
+            }
             Told::Finished => {
                 let skips = slot.entry().is_some_and(|entry| {
                     queue.registry.borrow().facts(entry).is_some_and(|facts| facts.skips)
