@@ -1,0 +1,65 @@
+//! Carries bytes between two of: TCP, Windows named pipes, files, the standard streams.
+//!
+//! ```text
+//! relay tcp-listen:127.0.0.1:2375 pipe:docker_engine          a pipe, reached over TCP
+//! relay pipe-listen:build tcp:10.0.0.5:7000                   TCP, reached through a pipe
+//! relay - tcp:127.0.0.1:80                                    by hand
+//! relay file:disk.img tcp:10.0.0.5:7000                       a file, sent
+//! ```
+//!
+//! # How an end travels
+//!
+//! Each way of a connection has its end. When one ends, the end is passed on and the other way goes
+//! on; the connection is over when both have ended. On TCP the end is `shutdown(send)`. Windows'
+//! named pipes have none, but a pipe of *messages* can carry an empty one, and that is the end here:
+//! readers take it as such without knowing (`ReadFile` answers 0 bytes), and it is what the Docker
+//! engine and everything else on go-winio does. So `pipe-listen` makes pipes of messages, and a
+//! relay that opens one uses it the same way. Messages' limits mean nothing else: what is carried is
+//! bytes.
+//!
+//! On a pipe of *bytes*, made by some other program, only closing passes an end on, and that ends
+//! both ways. It is closed when nothing has come from it for `--linger` seconds. A slower answer is
+//! lost; a program that sends its answer only after the end never gets to.
+//!
+//! A failure (a reset, mostly) ends both ways. On TCP it is passed on as a reset, so that nobody takes
+//! a part for the whole. A pipe, a file and a standard stream have no such thing: they just end.
+//!
+//! # Exit codes
+//!
+//! 0 when all went well; 1 when a connection failed, or nothing could be started; 2 for wrong
+//! arguments; 130 when Ctrl-C cut connections (0 when none was open).
+
+#[cfg(windows)]
+#[forbid(unsafe_code)]
+mod args;
+#[cfg(windows)]
+#[forbid(unsafe_code)]
+mod endpoint;
+#[cfg(windows)]
+mod io;
+#[cfg(windows)]
+#[forbid(unsafe_code)]
+mod link;
+#[cfg(windows)]
+#[forbid(unsafe_code)]
+mod report;
+#[cfg(windows)]
+#[forbid(unsafe_code)]
+mod serve;
+#[cfg(windows)]
+#[forbid(unsafe_code)]
+mod stream;
+#[cfg(windows)]
+#[forbid(unsafe_code)]
+mod threads;
+
+#[cfg(windows)]
+fn main() -> std::process::ExitCode {
+    serve::main()
+}
+
+#[cfg(not(windows))]
+fn main() -> std::process::ExitCode {
+    eprintln!("relay: needs Windows for now");
+    std::process::ExitCode::FAILURE
+}
