@@ -47,7 +47,8 @@ pub struct Outcome(Told);
 enum Told {
     /// In flight: a packet will come.
     Pending,
-    /// Ended at once. Whether a packet comes depends on the handle's modes.
+    /// Ended at once, unless the status word says otherwise. Whether a packet comes depends on the
+    /// handle's modes.
     Finished,
     /// Ended at once, and no packet comes whatever the modes.
     FinishedForGood,
@@ -63,6 +64,9 @@ impl Outcome {
     pub const PENDING: Self = Self(Told::Pending);
 
     /// The call said that the operation has ended with success, and the OVERLAPPED says how.
+    ///
+    /// If the OVERLAPPED says that the kernel still has it, that is believed: some calls
+    /// (`ReadDirectoryChangesW`) answer with success when the operation is merely in flight.
     pub const FINISHED: Self = Self(Told::Finished);
 
     /// From a Win32 or Winsock error code that the call left behind.
@@ -411,6 +415,8 @@ impl<T: 'static> Overlapped<T> {
                     return Err(NotStarted::Call(status));
                 }
             }
+            // Freeing what the kernel may write to is the worse mistake.
+            Told::Finished if slot.is_kernels() => slot.set_started(),
             Told::Finished => {
                 let skips = slot.entry().is_some_and(|entry| {
                     queue.registry.borrow().facts(entry).is_some_and(|facts| facts.skips)
@@ -418,11 +424,7 @@ impl<T: 'static> Overlapped<T> {
                 if skips {
                     slot.no_packet_due();
                 }
-                if slot.is_kernels() {
-                    slot.finish_with(ENDED_AT_ONCE);
-                } else {
-                    slot.finish();
-                }
+                slot.finish();
             }
             Told::FinishedForGood => {
                 slot.no_packet_due();
