@@ -12,9 +12,13 @@ use ioqueue::iocp::{Cancelled, Completion, OVERLAPPED, Outcome, Wait, submit};
 use ioqueue::{Persist, Queue, RawHandle, Registered, wait};
 use support::{TempFile, call_read, ends, look_around, read, read_at, write, write_at};
 use windows_sys::Win32::Foundation::{
-    ERROR_ACCESS_DENIED, ERROR_HANDLE_EOF, ERROR_MORE_DATA, ERROR_NOT_ENOUGH_MEMORY,
+    ERROR_ACCESS_DENIED, ERROR_HANDLE_EOF, ERROR_LOCK_VIOLATION, ERROR_MORE_DATA,
+    ERROR_NOT_ENOUGH_MEMORY,
 };
-use windows_sys::Win32::Storage::FileSystem::{FILE_FLAG_OVERLAPPED, FILE_FLAG_SEQUENTIAL_SCAN};
+use windows_sys::Win32::Storage::FileSystem::{
+    FILE_FLAG_OVERLAPPED, FILE_FLAG_SEQUENTIAL_SCAN, LOCKFILE_EXCLUSIVE_LOCK,
+    LOCKFILE_FAIL_IMMEDIATELY, LockFileEx,
+};
 use windows_sys::Win32::System::IO::DeviceIoControl;
 
 fn open(queue: &Queue, file: &TempFile) -> Registered<File> {
@@ -267,4 +271,34 @@ fn a_file_that_leaves_the_queue_is_as_good_as_before() {
     let mut plain = File::options().append(true).open(&temporary.path).unwrap();
     plain.write_all(b"x").unwrap();
     assert_eq!(plain.seek(SeekFrom::Current(0)).unwrap(), 11);
+}
+
+/// LockFileEx of the first four bytes, for this handle alone, or not at all.
+fn lock(file: &Registered<File>) -> Wait<()> {
+    unsafe {
+        submit(file, (), |handle, _, overlapped| {
+            let flags = LOCKFILE_EXCLUSIVE_LOCK | LOCKFILE_FAIL_IMMEDIATELY;
+            let locked = LockFileEx(handle, flags, 0, 4, 0, overlapped);
+            if locked != 0 {
+                // Locked, and nothing is in flight: Wine forgets to say so in the status word.
+                (*overlapped).Internal = 0;
+            }
+            Outcome::from_bool(locked)
+        })
+    }
+}
+
+/// W4: a call that moves no bytes, and fails at once where it would have to wait.
+#[test]
+fn a_locked_part_of_a_file_is_locked_for_others() {
+    let queue = Queue::new().unwrap();
+    let temporary = TempFile::new(b"0123456789");
+    let (file, other) = (open(&queue, &temporary), open(&queue, &temporary));
+    assert_eq!(ended(&queue, lock(&file)).result().unwrap(), 0);
+    let code = ended(&queue, lock(&other)).result().unwrap_err().raw_os_error();
+    assert_eq!(code, Some(ERROR_LOCK_VIOLATION as i32));
+    assert_eq!(ended(&queue, read(&file, [0; 4])).state, b"0123");
+    assert!(queue.pending().is_empty() && !queue.running());
+    drop(file);
+    assert_eq!(ended(&queue, lock(&other)).result().unwrap(), 0);
 }
