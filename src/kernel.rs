@@ -86,6 +86,10 @@ impl Kernel {
     pub(crate) fn now(&self) -> Duration {
         with!(self, port => port.now())
     }
+
+    pub(crate) fn coarse_now(&self) -> Duration {
+        with!(self, port => port.coarse_now())
+    }
 }
 
 /// Wakes a queue that waits in its kernel. Keeps the port open for as long as it exists.

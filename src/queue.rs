@@ -152,7 +152,7 @@ impl Drop for Entered {
 impl Inner {
     fn new(kernel: Kernel) -> Rc<Self> {
         let shared = Arc::new(Shared::new(kernel.alarm()));
-        let clock = Cell::new(kernel.now());
+        let clock = Cell::new(kernel.coarse_now());
         let inner = Rc::new(Self {
             kernel,
             shared,
@@ -185,7 +185,7 @@ impl Inner {
         inner
     }
 
-    /// The time of the last look at the kernel: a clock that costs nothing to read.
+    /// The coarse time of the last look at the kernel.
     pub(crate) fn clock(&self) -> Duration {
         self.clock.get()
     }
@@ -582,13 +582,18 @@ impl Inner {
             return Ok(());
         }
         let timeout = if out.len() > before { Some(Duration::ZERO) } else { timeout };
-        let mut now = self.kernel.now();
+        // Reading the clock can be a call into the system, so only a deadline makes us do it. None
+        // can be added before the end of this turn, and what ends at zero has ended at any time.
+        let has_deadline =
+            timeout.is_some_and(|timeout| !timeout.is_zero()) || self.timers.len() > 0;
+        let time = || if has_deadline { self.kernel.now() } else { Duration::ZERO };
+        let mut now = time();
         let deadline = Deadline::after(now, timeout);
         loop {
             let notified = self.dequeue(deadline.or(self.timers.first()).rest_ms(now), out)?;
             // Read once a poll that did not have to wait again.
-            now = self.kernel.now();
-            self.clock.set(now);
+            now = time();
+            self.clock.set(self.kernel.coarse_now());
             while let Some(waker) = self.timers.expire(now) {
                 out.extend(waker.map(Continuation::Waker));
             }
@@ -1041,7 +1046,7 @@ impl Queue {
 
     /// What is in flight, for diagnostics. Walks all operations.
     pub fn pending(&self) -> Vec<Pending> {
-        let now = self.inner.kernel.now();
+        let now = self.inner.kernel.coarse_now();
         let mut pending = Vec::new();
         self.inner.slab.for_each(|slot| {
             let state = match slot.state() {
@@ -1116,7 +1121,8 @@ pub struct Pending {
     pub kind: &'static str,
     /// The handle it was started on.
     pub handle: HandleId,
-    /// How long ago it was made, as of the last poll before that.
+    /// How long ago it was made, as of the last poll before that, within a tick of the system's
+    /// clock (16 ms).
     pub age: Duration,
     /// Who waits for it, or made it.
     pub caller: &'static Location<'static>,

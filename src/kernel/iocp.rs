@@ -191,6 +191,10 @@ impl<N: Nt> CompletionPort<N> {
     pub(crate) fn now(&self) -> std::time::Duration {
         self.nt.now()
     }
+
+    pub(crate) fn coarse_now(&self) -> std::time::Duration {
+        self.nt.coarse_now()
+    }
 }
 
 /// Queues a wake-up on `port`.

@@ -20,6 +20,7 @@ use windows_sys::Win32::System::IO::{
     CancelIoEx, CreateIoCompletionPort, GetQueuedCompletionStatusEx, IO_STATUS_BLOCK, OVERLAPPED,
     OVERLAPPED_ENTRY, PostQueuedCompletionStatus,
 };
+use windows_sys::Win32::System::SystemInformation::GetTickCount64;
 
 use super::{Nt, NtStatusCode, SocketProtocol, Win32Error};
 use crate::handle::RawHandle;
@@ -167,6 +168,11 @@ impl Nt for Windows {
     fn now(&self) -> Duration {
         static START: OnceLock<Instant> = OnceLock::new();
         START.get_or_init(Instant::now).elapsed()
+    }
+
+    fn coarse_now(&self) -> Duration {
+        // SAFETY: reads a number from memory that Windows shares with every process.
+        Duration::from_millis(unsafe { GetTickCount64() })
     }
 }
 
