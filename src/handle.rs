@@ -62,8 +62,8 @@ pub struct AnyHandle<'a> {
 }
 
 impl<'a> AnyHandle<'a> {
-    #[cfg(windows)]
-    fn new(raw: RawHandle, kind: HandleKind) -> Self {
+    #[cfg(any(windows, feature = "sim"))]
+    pub(crate) fn new(raw: RawHandle, kind: HandleKind) -> Self {
         Self { raw, kind, registration: None, borrow: PhantomData }
     }
 

@@ -86,6 +86,10 @@ mod nt;
 mod operation;
 #[forbid(unsafe_code)]
 mod queue;
+#[cfg(feature = "sim")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sim")))]
+#[forbid(unsafe_code)]
+pub mod sim;
 #[forbid(unsafe_code)]
 mod task;
 #[forbid(unsafe_code)]

@@ -884,6 +884,17 @@ impl Queue {
         }
     }
 
+    /// A queue on a kernel that is not this system's.
+    #[cfg(feature = "sim")]
+    pub(crate) fn on_kernel(kernel: Kernel) -> Self {
+        Self::from_inner(Inner::new(kernel))
+    }
+
+    #[cfg(feature = "sim")]
+    pub(crate) fn kernel(&self) -> &Kernel {
+        &self.inner.kernel
+    }
+
     fn from_inner(inner: Rc<Inner>) -> Self {
         inner.handles.set(inner.handles.get() + 1);
         Self { inner }

@@ -1,0 +1,1300 @@
+//! The rules: what the simulated Windows does, call by call.
+//!
+//! Each rule that is not plain from the call's own documentation names its source. "Measured" means
+//! under Wine, where Wine is known to do as Windows does.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write;
+use std::time::Duration;
+
+use windows_sys::Wdk::Storage::FileSystem::FILE_SYNCHRONOUS_IO_NONALERT;
+use windows_sys::Win32::Foundation as win;
+use windows_sys::Win32::Networking::WinSock::WSAEMSGSIZE;
+use windows_sys::Win32::System::IO::OVERLAPPED;
+use windows_sys::Win32::System::WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS;
+
+use super::super::{NtStatusCode, SocketProtocol, Win32Error};
+use super::memory::{Block, Header, Range};
+use super::plan::{End, Faults, Kind, OnCancel, Plan, Start, StatusWord, Traits};
+use super::random::Random;
+use crate::error::NtStatus;
+
+/// A number that names one operation of a simulation, in the order they were started.
+pub(super) type OperationId = u64;
+type ObjectId = usize;
+pub(super) type PortId = usize;
+
+/// A wait that ends a clock tick late.
+const TICK: Duration = Duration::from_micros(15_625);
+
+/// So many calls in a row to which nothing happened are a loop that will never end.
+const STUCK: u32 = 1_000_000;
+
+/// A file object: what handles lead to. Duplicates share one.
+struct Object {
+    kind: Kind,
+    traits: Traits,
+    ignores_skip: bool,
+    denies_queries: bool,
+    modes: u32,
+    port: Option<(PortId, usize)>,
+    handles: usize,
+    plans: VecDeque<Plan>,
+    /// A file's bytes.
+    contents: Vec<u8>,
+    /// What a stream's reads will find: messages, or pieces of no meaning.
+    incoming: VecDeque<Vec<u8>>,
+    /// What was written where no simulated other side reads.
+    outgoing: Vec<u8>,
+    peer: Option<ObjectId>,
+    hung_up: bool,
+    reset: bool,
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Call {
+    Read,
+    Write,
+    /// Anything else: what it does is the device's business.
+    Control,
+}
+
+struct Operation {
+    object: ObjectId,
+    call: Call,
+    header: Header,
+    block: Block,
+    plan: Plan,
+    /// It is planned to happen later; `false` while it waits for data, for `complete`, for ever.
+    scheduled: bool,
+    cancelled: bool,
+    ending: Option<Ending>,
+    /// The status word is final: the memory is not the kernel's any more.
+    released: bool,
+    /// Where the packet is queued, or will be.
+    packet: Option<(PortId, usize)>,
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ending {
+    pub(super) status: i32,
+    pub(super) bytes: u32,
+}
+
+/// What happens later.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    /// The driver ends the operation.
+    End,
+    /// A cancel takes hold.
+    Abort {
+        halfway: bool,
+    },
+    Close(i32),
+    Packet {
+        port: PortId,
+        key: usize,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Packet {
+    pub(super) key: usize,
+    pub(super) address: usize,
+    pub(super) internal: usize,
+    pub(super) bytes: u32,
+    operation: Option<OperationId>,
+}
+
+#[derive(Default)]
+struct PortState {
+    open: bool,
+    packets: VecDeque<Packet>,
+}
+
+/// What a call that starts an operation says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    Finished,
+    Pending,
+    Failed(Win32Error),
+}
+
+/// What one look at a port comes to.
+pub(super) enum Look {
+    Packets(usize),
+    TimedOut,
+    /// Nothing can ever happen.
+    Stuck,
+    /// The simulation has failed: nobody may wait for ever any more.
+    Over,
+}
+
+/// One entry of the journal that a failure shows.
+#[derive(Debug, Clone, Copy)]
+#[allow(dead_code, reason = "read by Debug only")]
+enum Note {
+    Opened { handle: usize, kind: Kind },
+    Closed { handle: usize },
+    Bound { handle: usize, port: PortId, key: usize, error: Win32Error },
+    Unbound { handle: usize, done: bool },
+    Started { operation: OperationId, call: Call, handle: usize, address: usize, answer: Answer },
+    Cancel { handle: usize, address: usize, found: Option<OperationId>, error: Win32Error },
+    Ended { operation: OperationId, status: NtStatus, bytes: u32 },
+    Released { operation: OperationId },
+    Queued { operation: OperationId, port: PortId },
+    Taken { port: PortId, packets: usize },
+    Posted { port: PortId, key: usize, address: usize },
+    TimedOut { port: PortId },
+}
+
+pub(super) struct World {
+    seed: u64,
+    pub(super) random: Random,
+    pub(super) faults: Faults,
+    pub(super) clock: Duration,
+    /// How long a wait for another thread may take, in real time.
+    pub(super) patience: Duration,
+    /// By handle value / 4.
+    handles: Vec<Option<ObjectId>>,
+    /// Values to be given out again, the last closed last.
+    closed: Vec<usize>,
+    objects: Vec<Object>,
+    ports: Vec<PortState>,
+    operations: BTreeMap<OperationId, Operation>,
+    endings: Vec<Option<Ending>>,
+    agenda: BTreeMap<(Duration, u64), (OperationId, Event)>,
+    next_event: u64,
+    /// Addresses and keys of operations, for stale packets.
+    recent: VecDeque<(usize, usize)>,
+    pub(super) foreign: u64,
+    posts_failed: u32,
+    quiet_calls: u32,
+    journal: VecDeque<(Duration, Note)>,
+    /// Once set, the simulation has failed and does nothing but let everybody go.
+    pub(super) failure: Option<String>,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, faults: Faults) -> Self {
+        Self {
+            seed,
+            random: Random::new(seed),
+            faults,
+            clock: Duration::from_secs(1),
+            patience: Duration::ZERO,
+            // Value 0 is never a handle.
+            handles: vec![None],
+            closed: Vec::new(),
+            objects: Vec::new(),
+            ports: Vec::new(),
+            operations: BTreeMap::new(),
+            endings: Vec::new(),
+            agenda: BTreeMap::new(),
+            next_event: 0,
+            recent: VecDeque::new(),
+            foreign: 0,
+            posts_failed: 0,
+            quiet_calls: 0,
+            journal: VecDeque::new(),
+            failure: None,
+        }
+    }
+
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    // -- failing -----------------------------------------------------------------------------
+
+    fn note(&mut self, note: Note) {
+        if self.journal.len() == 64 {
+            self.journal.pop_front();
+        }
+        self.journal.push_back((self.clock, note));
+    }
+
+    /// Ends the test, once.
+    pub(super) fn fail(&mut self, what: &str) {
+        if self.failure.is_some() {
+            return;
+        }
+        let mut message = format!("simulation with seed {}: {what}\nwhat came before:", self.seed);
+        for (at, note) in &self.journal {
+            let _ = write!(message, "\n  {at:>12?} {note:?}");
+        }
+        self.failure = Some(message);
+    }
+
+    /// Looks at the memory of all operations that the kernel has.
+    pub(super) fn verify(&mut self) {
+        let spoiled = self.operations.iter().find_map(|(&id, operation)| {
+            if operation.released {
+                None
+            } else if !operation.header.is_intact() {
+                Some((id, "OVERLAPPED"))
+            } else if !operation.block.is_intact() {
+                Some((id, "buffer"))
+            } else {
+                None
+            }
+        });
+        if let Some((id, what)) = spoiled {
+            self.fail(&format!(
+                "the {what} of operation {id} was changed while the kernel had it: it was freed, \
+                 reused or written to early"
+            ));
+        }
+    }
+
+    // -- time --------------------------------------------------------------------------------
+
+    /// Between any two calls of the program the kernel may do something.
+    pub(super) fn tick(&mut self) {
+        self.quiet_calls += 1;
+        if self.quiet_calls == STUCK {
+            self.fail("livelock: the program asks and asks, and nothing happens any more");
+        }
+        self.happen();
+        if self.random.chance(self.faults.haste) && !self.agenda.is_empty() {
+            let index = self.random.below(self.agenda.len());
+            let when = *self.agenda.keys().nth(index).expect("below the length");
+            self.run_event(when);
+        }
+        if !self.operations.is_empty() {
+            let last = *self.operations.last_key_value().expect("not empty").0;
+            let first = *self.operations.first_key_value().expect("not empty").0;
+            let from = first + self.random.below((last - first + 1) as usize) as u64;
+            if let Some((_, operation)) = self.operations.range_mut(from..).next() {
+                if operation.ending.is_none()
+                    && operation.header.is_intact()
+                    && operation.block.is_intact()
+                {
+                    operation.header.scribble(&mut self.random);
+                    operation.block.scribble(&mut self.random);
+                }
+            }
+        }
+    }
+
+    /// Does everything whose time has come.
+    pub(super) fn happen(&mut self) {
+        while let Some((&when, _)) = self.agenda.first_key_value() {
+            if when.0 > self.clock {
+                return;
+            }
+            self.run_event(when);
+        }
+    }
+
+    /// Lets time pass, one event after the other.
+    pub(super) fn advance(&mut self, to: Duration) {
+        while let Some((&when, _)) = self.agenda.first_key_value() {
+            if when.0 > to {
+                break;
+            }
+            self.clock = self.clock.max(when.0);
+            self.run_event(when);
+        }
+        if to > self.clock {
+            self.quiet_calls = 0;
+            self.clock = to;
+        }
+    }
+
+    fn schedule(&mut self, after: Duration, id: OperationId, event: Event) {
+        let at = self.clock.saturating_add(after);
+        self.agenda.insert((at, self.next_event), (id, event));
+        self.next_event += 1;
+    }
+
+    fn run_event(&mut self, when: (Duration, u64)) {
+        let Some((id, event)) = self.agenda.remove(&when) else { return };
+        self.quiet_calls = 0;
+        let Some(operation) = self.operations.get(&id) else { return };
+        match event {
+            Event::Packet { port, key } => self.queue(id, port, key),
+            _ if operation.ending.is_some() => {}
+            Event::End => {
+                if let Some(ending) = self.conclude(id) {
+                    self.end(id, ending);
+                }
+            }
+            Event::Abort { halfway } => self.abort(id, win::STATUS_CANCELLED, halfway),
+            Event::Close(status) => self.abort(id, status, false),
+        }
+    }
+
+    // -- handles -----------------------------------------------------------------------------
+
+    pub(super) fn open(&mut self, kind: Kind, traits: Traits, contents: Vec<u8>) -> usize {
+        let ignores_skip = self.random.chance(self.faults.ignores_skip);
+        let denies_queries = self.random.chance(self.faults.denies_queries);
+        self.objects.push(Object {
+            kind,
+            ignores_skip: traits.ignores_skip.unwrap_or(ignores_skip || traits.layered),
+            denies_queries: traits.denies_queries.unwrap_or(denies_queries),
+            traits,
+            modes: 0,
+            port: None,
+            handles: 0,
+            plans: VecDeque::new(),
+            contents,
+            incoming: VecDeque::new(),
+            outgoing: Vec::new(),
+            peer: None,
+            hung_up: false,
+            reset: false,
+        });
+        self.give_handle(self.objects.len() - 1)
+    }
+
+    pub(super) fn connect(&mut self, one: usize, other: usize) {
+        let (Some(one), Some(other)) = (self.object(one), self.object(other)) else { return };
+        self.objects[one].peer = Some(other);
+        self.objects[other].peer = Some(one);
+    }
+
+    fn give_handle(&mut self, object: ObjectId) -> usize {
+        self.objects[object].handles += 1;
+        // Values of closed handles come back (pitfall 29); which first is not documented.
+        let place = if !self.closed.is_empty() && self.random.chance(self.faults.reuses_values) {
+            self.closed.pop().expect("not empty")
+        } else {
+            self.handles.push(None);
+            self.handles.len() - 1
+        };
+        self.handles[place] = Some(object);
+        let handle = place * 4;
+        self.note(Note::Opened { handle, kind: self.objects[object].kind });
+        handle
+    }
+
+    fn object(&self, handle: usize) -> Option<ObjectId> {
+        // The two low bits of a handle are the program's (`ntdef.h`, OBJ_HANDLE_TAGBITS).
+        *self.handles.get(handle / 4)?
+    }
+
+    /// The file object, or the NTSTATUS that an event or a closed value is answered with (measured).
+    fn file(&self, handle: usize) -> Result<ObjectId, NtStatusCode> {
+        let object = self.object(handle).ok_or(win::STATUS_INVALID_HANDLE)?;
+        if self.objects[object].kind == Kind::Event {
+            return Err(win::STATUS_OBJECT_TYPE_MISMATCH);
+        }
+        Ok(object)
+    }
+
+    pub(super) fn duplicate(&mut self, handle: usize) -> Option<usize> {
+        let object = self.object(handle)?;
+        Some(self.give_handle(object))
+    }
+
+    /// `CloseHandle`. The last handle of a file object ends what is pending on it
+    /// (IRP_MJ_CLEANUP); its packets come all the same.
+    pub(super) fn close(&mut self, handle: usize) -> bool {
+        let Some(object) = self.object(handle) else { return false };
+        self.note(Note::Closed { handle });
+        self.handles[handle / 4] = None;
+        self.closed.push(handle / 4);
+        self.objects[object].handles -= 1;
+        if self.objects[object].handles > 0 {
+            return true;
+        }
+        let kind = self.objects[object].kind;
+        for id in self.pending_on(object) {
+            let operation = &self.operations[&id];
+            if operation.plan.start == Start::Never {
+                continue;
+            }
+            // What nothing else would end, the close does.
+            let stays = operation.scheduled;
+            match *self.random.pick(kind.ends_on_close()) {
+                None if stays => {}
+                None => self.schedule(Duration::ZERO, id, Event::Close(win::STATUS_CANCELLED)),
+                Some(status) => {
+                    let delay = self.random.delay(self.faults.longest);
+                    self.schedule(delay, id, Event::Close(status));
+                }
+            }
+        }
+        self.happen();
+        if let Some(peer) = self.objects[object].peer {
+            self.objects[peer].hung_up = true;
+            self.wake_readers(peer);
+        }
+        true
+    }
+
+    fn pending_on(&self, object: ObjectId) -> Vec<OperationId> {
+        let pending = self
+            .operations
+            .iter()
+            .filter(|(_, operation)| operation.object == object && operation.ending.is_none());
+        pending.map(|(&id, _)| id).collect()
+    }
+
+    // -- what the completion port logic asks -------------------------------------------------
+
+    pub(super) fn create_port(&mut self) -> PortId {
+        self.ports.push(PortState { open: true, packets: VecDeque::new() });
+        self.ports.len() - 1
+    }
+
+    /// What is queued on a port that nobody has open any more is gone.
+    pub(super) fn close_port(&mut self, port: PortId) {
+        self.ports[port].open = false;
+        self.ports[port].packets.clear();
+    }
+
+    /// `CreateIoCompletionPort`: ERROR_INVALID_HANDLE for what is closed or no file; "must be opened
+    /// for overlapped I/O" and "can be associated with only one port" are both
+    /// ERROR_INVALID_PARAMETER, the second also for the same port (measured).
+    pub(super) fn associate(
+        &mut self,
+        port: PortId,
+        handle: usize,
+        key: usize,
+    ) -> Result<(), Win32Error> {
+        let answer = match self.file(handle) {
+            Err(_) => Err(win::ERROR_INVALID_HANDLE),
+            Ok(object) => {
+                let object = &mut self.objects[object];
+                if object.traits.synchronous || object.port.is_some() {
+                    Err(win::ERROR_INVALID_PARAMETER)
+                } else {
+                    object.port = Some((port, key));
+                    Ok(())
+                }
+            }
+        };
+        self.note(Note::Bound { handle, port, key, error: answer.err().unwrap_or(0) });
+        answer
+    }
+
+    /// `FileReplaceCompletionInformation` with no port: Windows 8.1 and later, with nothing in
+    /// flight (pitfall 23; `FILE_COMPLETION_INFORMATION`, "Remarks"). The modes stay (pitfall 54).
+    pub(super) fn dissociate(&mut self, handle: usize) -> bool {
+        let done = match self.file(handle) {
+            Err(_) => false,
+            Ok(object) => {
+                let refused = match self.objects[object].traits.stays_bound {
+                    Some(stays) => stays,
+                    None => self.random.chance(self.faults.unbind_fails),
+                };
+                if refused || !self.pending_on(object).is_empty() {
+                    false
+                } else {
+                    self.objects[object].port = None;
+                    true
+                }
+            }
+        };
+        self.note(Note::Unbound { handle, done });
+        done
+    }
+
+    /// `SetFileCompletionNotificationModes`: what is on stays on; not for synchronous handles
+    /// (measured).
+    pub(super) fn set_modes(&mut self, handle: usize, modes: u8) -> bool {
+        let Ok(object) = self.file(handle) else { return false };
+        if self.objects[object].traits.synchronous || self.random.chance(self.faults.modes_fail) {
+            return false;
+        }
+        self.objects[object].modes |= u32::from(modes);
+        true
+    }
+
+    pub(super) fn modes(&self, handle: usize) -> Result<u32, NtStatusCode> {
+        let object = &self.objects[self.file(handle)?];
+        if object.denies_queries { Err(win::STATUS_ACCESS_DENIED) } else { Ok(object.modes) }
+    }
+
+    pub(super) fn file_mode(&self, handle: usize) -> Result<u32, NtStatusCode> {
+        let object = &self.objects[self.file(handle)?];
+        if object.denies_queries {
+            return Err(win::STATUS_ACCESS_DENIED);
+        }
+        Ok(if object.traits.synchronous { FILE_SYNCHRONOUS_IO_NONALERT } else { 0 })
+    }
+
+    pub(super) fn socket_protocol(&self, socket: usize) -> Option<SocketProtocol> {
+        let object = &self.objects[self.object(socket)?];
+        object.kind.is_socket().then_some(SocketProtocol {
+            ifs_handles: !object.traits.layered,
+            datagrams: object.kind == Kind::Datagram,
+        })
+    }
+
+    /// `CancelIoEx`: ERROR_NOT_FOUND when there is nothing of that OVERLAPPED to cancel, also on
+    /// what is no file (measured); a success only marks the operation (pitfalls 17 and 18). It finds
+    /// the operations of the file object, whichever of its handles is used.
+    pub(super) fn cancel(&mut self, handle: usize, address: usize) -> Result<(), Win32Error> {
+        let Some(object) = self.object(handle) else {
+            self.note(Note::Cancel {
+                handle,
+                address,
+                found: None,
+                error: win::ERROR_INVALID_HANDLE,
+            });
+            return Err(win::ERROR_INVALID_HANDLE);
+        };
+        let found = self.operations.iter().find(|(_, operation)| {
+            operation.object == object
+                && operation.ending.is_none()
+                && operation.header.address() == address
+        });
+        let found = found.map(|(&id, _)| id);
+        let answer = found.map_or(Err(win::ERROR_NOT_FOUND), |id| self.cancel_found(id));
+        self.note(Note::Cancel { handle, address, found, error: answer.err().unwrap_or(0) });
+        answer
+    }
+
+    fn cancel_found(&mut self, id: OperationId) -> Result<(), Win32Error> {
+        let operation = self.operations.get_mut(&id).expect("found");
+        if operation.plan.start == Start::Never {
+            operation.cancelled = true;
+            return Ok(());
+        }
+        if operation.cancelled {
+            return Ok(());
+        }
+        let ends_by_itself = operation.scheduled;
+        let plan = operation.plan.cancel;
+        match plan.unwrap_or_else(|| self.draw_cancel(ends_by_itself)) {
+            OnCancel::NotFound => return Err(win::ERROR_NOT_FOUND),
+            OnCancel::Aborts => self.abort(id, win::STATUS_CANCELLED, false),
+            OnCancel::AbortsHalfway => self.abort(id, win::STATUS_CANCELLED, true),
+            OnCancel::AbortsAfter(time) => {
+                self.mark_cancelled(id);
+                self.schedule(time, id, Event::Abort { halfway: false });
+            }
+            OnCancel::Finishes => {
+                self.mark_cancelled(id);
+                if !ends_by_itself {
+                    self.schedule(Duration::ZERO, id, Event::End);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn mark_cancelled(&mut self, id: OperationId) {
+        self.operations.get_mut(&id).expect("found").cancelled = true;
+    }
+
+    fn draw_cancel(&mut self, ends_by_itself: bool) -> OnCancel {
+        let (random, faults) = (&mut self.random, &self.faults);
+        if ends_by_itself && random.chance(faults.cancel_finds_nothing) {
+            OnCancel::NotFound
+        } else if ends_by_itself && random.chance(faults.cancel_loses) {
+            OnCancel::Finishes
+        } else if random.chance(faults.cancel_halfway) {
+            OnCancel::AbortsHalfway
+        } else if random.chance(faults.cancel_is_slow) {
+            OnCancel::AbortsAfter(random.delay(faults.longest))
+        } else {
+            OnCancel::Aborts
+        }
+    }
+
+    /// `PostQueuedCompletionStatus`: fails where there is no memory (pitfall 15).
+    pub(super) fn post(&mut self, port: PortId, key: usize) -> Result<(), Win32Error> {
+        if self.posts_failed < 3 && self.random.chance(self.faults.post_fails) {
+            self.posts_failed += 1;
+            return Err(win::ERROR_NO_SYSTEM_RESOURCES);
+        }
+        self.posts_failed = 0;
+        self.post_packet(port, key, 0, 0);
+        Ok(())
+    }
+
+    pub(super) fn post_packet(&mut self, port: PortId, key: usize, address: usize, bytes: u32) {
+        self.note(Note::Posted { port, key, address });
+        let packet = Packet { key, address, internal: 0, bytes, operation: None };
+        if self.ports[port].open {
+            self.ports[port].packets.push_back(packet);
+        }
+    }
+
+    /// A packet that is not the queue's (pitfalls 19, 29 and 46).
+    pub(super) fn post_foreign(&mut self, port: PortId) {
+        let random = &mut self.random;
+        let old = match self.recent.len() {
+            0 => (0, 0),
+            length => self.recent[random.below(length)],
+        };
+        let (key, address) = match random.below(7) {
+            // A null OVERLAPPED, under a key of nobody's.
+            0 => (random.next() as usize >> 1, 0),
+            // A job object's message: the key is the user's, the OVERLAPPED a process id.
+            1 => (random.below(64), 4 * random.below(1 << 20)),
+            2 => (random.next() as usize >> 1, random.next() as usize),
+            // Stale: an operation of the past, or forged: one that is in flight.
+            3 => (old.1, old.0),
+            4 => (old.1.wrapping_add(1), old.0),
+            5 => (old.1, old.0.wrapping_add(random.below(64))),
+            _ => (random.below(64), old.0),
+        };
+        let bytes = random.next() as u32;
+        self.foreign += 1;
+        self.post_packet(port, key, address, bytes);
+    }
+
+    /// Takes packets off a port, lets time pass until there are some or `until` has come.
+    pub(super) fn look(
+        &mut self,
+        port: PortId,
+        until: Option<Duration>,
+        room: usize,
+        mut take: impl FnMut(usize, Packet),
+    ) -> Look {
+        if self.failure.is_some() {
+            // Everybody may go: the operations that are left are reported as undrained.
+            let Some(until) = until else { return Look::Over };
+            self.clock = self.clock.max(until);
+            return Look::TimedOut;
+        }
+        if self.random.chance(self.faults.foreign) {
+            self.post_foreign(port);
+        }
+        loop {
+            self.happen();
+            self.verify();
+            let queued = self.ports[port].packets.len().min(room);
+            if queued > 0 {
+                let small = queued > 1 && self.random.chance(self.faults.small_batches);
+                let count = if small { 1 + self.random.below(queued - 1) } else { queued };
+                self.note(Note::Taken { port, packets: count });
+                for index in 0..count {
+                    let mut packet = self.ports[port].packets.pop_front().expect("queued");
+                    if let Some(id) = packet.operation {
+                        packet = self.taken(id, packet);
+                    }
+                    take(index, packet);
+                }
+                self.quiet_calls = 0;
+                return Look::Packets(count);
+            }
+            if until.is_some_and(|until| until <= self.clock) {
+                self.note(Note::TimedOut { port });
+                return Look::TimedOut;
+            }
+            let next = self.agenda.first_key_value().map(|(&(at, _), _)| at);
+            match (next, until) {
+                (Some(at), None) => self.advance(at),
+                (Some(at), Some(until)) => self.advance(at.min(until)),
+                (None, Some(until)) => self.advance(until),
+                (None, None) => return Look::Stuck,
+            }
+        }
+    }
+
+    /// When a wait of so many milliseconds ends: early now and then (pitfall 4), or a tick late.
+    pub(super) fn end_of_wait(&mut self, milliseconds: u32) -> Duration {
+        let time = Duration::from_millis(u64::from(milliseconds));
+        if milliseconds > 0 && self.random.chance(self.faults.early) {
+            // Also not at all: an alerted or interrupted wait.
+            return self.clock + self.random.delay(time);
+        }
+        if milliseconds > 0 && self.random.chance(self.faults.late) {
+            return self.clock + time + TICK;
+        }
+        self.clock + time
+    }
+
+    /// A packet leaves the port.
+    fn taken(&mut self, id: OperationId, packet: Packet) -> Packet {
+        let rubbish = self.random.next() as usize & !0xFFFF_FFFF;
+        self.release(id);
+        self.operations.remove(&id);
+        Packet { internal: rubbish | packet.internal, ..packet }
+    }
+
+    pub(super) fn describe_waiting(&self) -> String {
+        let mut text = String::from(
+            "deadlock: the queue waits for ever, and nothing that is in flight can end",
+        );
+        for (id, operation) in self.operations.iter().filter(|(_, it)| it.ending.is_none()) {
+            let kind = self.objects[operation.object].kind;
+            let why = match operation.plan.start {
+                Start::Never => "never ends",
+                _ if operation.call == Call::Read && kind.is_stream() => "waits for data",
+                _ => "waits for `complete`",
+            };
+            let _ = write!(text, "\n  operation {id}: {:?} on a {kind:?} {why}", operation.call);
+        }
+        text
+    }
+
+    // -- operations --------------------------------------------------------------------------
+
+    /// The call that starts an operation.
+    pub(super) fn start(
+        &mut self,
+        call: Call,
+        handle: usize,
+        header: Header,
+        block: Block,
+    ) -> Answer {
+        let id = self.endings.len() as OperationId;
+        let address = header.address();
+        self.endings.push(None);
+        let answer = self.start_on(id, call, handle, header, block);
+        self.quiet_calls = 0;
+        self.note(Note::Started { operation: id, call, handle, address, answer });
+        answer
+    }
+
+    fn start_on(
+        &mut self,
+        id: OperationId,
+        call: Call,
+        handle: usize,
+        mut header: Header,
+        mut block: Block,
+    ) -> Answer {
+        let Ok(object) = self.file(handle) else {
+            return Answer::Failed(win::ERROR_INVALID_HANDLE);
+        };
+        let plan = match self.objects[object].plans.pop_front() {
+            Some(plan) => plan,
+            None => self.draw_plan(object, call),
+        };
+        if let Start::Fails(code) = plan.start {
+            // An error at once leaves the status block as it was, or as the driver left it.
+            if self.random.chance(0.5) {
+                header.finish(NtStatus::from_win32(code).0, 0, &mut self.random);
+            }
+            return Answer::Failed(code);
+        }
+        let key = self.objects[object].port.map_or(0, |(_, key)| key);
+        if self.recent.len() == 32 {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((header.address(), key));
+        header.scribble(&mut self.random);
+        block.scribble(&mut self.random);
+        let start = plan.start;
+        let operation = Operation {
+            object,
+            call,
+            header,
+            block,
+            plan,
+            scheduled: false,
+            cancelled: false,
+            ending: None,
+            released: false,
+            packet: None,
+        };
+        self.operations.insert(id, operation);
+        if start == Start::AtOnce || self.objects[object].traits.synchronous {
+            if let Some(answer) = self.end_at_once(id) {
+                return answer;
+            }
+        }
+        if self.needs_data(id) {
+            self.wake_readers(object);
+        } else if let Start::Pends(Some(time)) = start {
+            self.schedule_end(id, time);
+        } else if start == Start::AtOnce {
+            self.schedule_end(id, Duration::ZERO);
+        }
+        // It may have ended by the time the call returns (pitfall 11).
+        self.happen();
+        Answer::Pending
+    }
+
+    fn schedule_end(&mut self, id: OperationId, time: Duration) {
+        self.operations.get_mut(&id).expect("a live operation").scheduled = true;
+        self.schedule(time, id, Event::End);
+    }
+
+    /// Memory that the kernel has may be given to no other call, and an OVERLAPPED whose packet is
+    /// still queued under the handle's key would be taken for the new operation's (W3).
+    pub(super) fn look_for_reuse(
+        &mut self,
+        handle: usize,
+        overlapped: usize,
+        buffer: usize,
+        length: usize,
+        writes: bool,
+    ) {
+        let Ok(object) = self.file(handle) else { return };
+        let bound = self.objects[object].port;
+        let header = Range { start: overlapped, length: size_of::<OVERLAPPED>() };
+        let block = Range { start: buffer, length };
+        let mut what = None;
+        for (id, other) in &self.operations {
+            let (its_header, its_block) = (other.header.range(), other.block.range());
+            if !other.released {
+                if its_header.overlaps(&header)
+                    || its_header.overlaps(&block)
+                    || its_block.overlaps(&header)
+                {
+                    what = Some(format!("the OVERLAPPED of operation {id} is the kernel's"));
+                } else if its_block.overlaps(&block) && (writes || other.block.is_writable()) {
+                    what = Some(format!("the buffer of operation {id} is the kernel's"));
+                }
+            } else if its_header.overlaps(&header)
+                && bound.is_some()
+                && other.packet == bound
+                && !self.objects[object].ignores_skip
+                && other.plan.packet.is_none()
+            {
+                what = Some(format!("the packet of operation {id} is still to come"));
+            }
+        }
+        if let Some(what) = what {
+            self.fail(&format!("an address was used again too early: {what}"));
+        }
+    }
+
+    /// Whether a read has to wait for the other side.
+    fn needs_data(&self, id: OperationId) -> bool {
+        let operation = &self.operations[&id];
+        let plan = &operation.plan;
+        operation.call == Call::Read
+            && self.objects[operation.object].kind.is_stream()
+            && plan.status.is_none()
+            && plan.bytes.is_none()
+            && plan.data.is_none()
+            && plan.start != Start::Never
+            && plan.start != Start::Pends(None)
+    }
+
+    fn has_news(&self, object: ObjectId) -> bool {
+        let object = &self.objects[object];
+        !object.incoming.is_empty() || object.hung_up || object.reset
+    }
+
+    /// The oldest read of a stream gets what is there: reads end in the order they were started.
+    fn wake_readers(&mut self, object: ObjectId) {
+        if !self.has_news(object) {
+            return;
+        }
+        let first = self.operations.iter().find(|&(&id, operation)| {
+            operation.object == object && operation.ending.is_none() && self.needs_data(id)
+        });
+        let Some((&id, operation)) = first else { return };
+        if operation.scheduled {
+            return;
+        }
+        let time = match operation.plan.start {
+            Start::Pends(Some(time)) => time,
+            _ => Duration::ZERO,
+        };
+        self.schedule_end(id, time);
+    }
+
+    fn draw_plan(&mut self, object: ObjectId, call: Call) -> Plan {
+        let kind = self.objects[object].kind;
+        let (random, faults) = (&mut self.random, &self.faults);
+        if random.chance(faults.fails_at_once) {
+            return Plan::fails(*random.pick(kind.errors_at_once()));
+        }
+        if random.chance(faults.never_ends) {
+            return Plan::never_ends();
+        }
+        let mut plan = if random.chance(faults.at_once) {
+            Plan::at_once()
+        } else {
+            let plan = Plan::pends_for(random.delay(faults.longest));
+            if random.chance(faults.fails_late) {
+                plan.status(NtStatus(*random.pick(kind.errors_late())))
+            } else {
+                plan
+            }
+        };
+        let warns = kind == Kind::Device && call != Call::Write && plan.status.is_none();
+        if warns && random.chance(faults.more_data) {
+            plan = plan.status(NtStatus(win::STATUS_BUFFER_OVERFLOW));
+        }
+        plan
+    }
+
+    /// Ends the operation in the call that starts it. `None` where it has to pend after all.
+    fn end_at_once(&mut self, id: OperationId) -> Option<Answer> {
+        let object = self.operations[&id].object;
+        if self.needs_data(id) {
+            let first = self.pending_on(object).into_iter().find(|&other| self.needs_data(other));
+            if first != Some(id) || !self.has_news(object) {
+                return None;
+            }
+        }
+        let ending = self.conclude(id)?;
+        let status = NtStatus(ending.status);
+        if !status.is_success() && !status.is_warning() {
+            // Nothing was started, and no packet comes.
+            self.operations.remove(&id);
+            return Some(Answer::Failed(status.to_win32()));
+        }
+        self.endings[id as usize] = Some(ending);
+        let operation = self.operations.get_mut(&id).expect("a live operation");
+        operation.ending = Some(ending);
+        let skip = {
+            let object = &self.objects[object];
+            object.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS != 0 && !object.ignores_skip
+        };
+        // With skip on, an immediate warning queues a packet or not, by version (PRIOR_ART 3, "skip
+        // and warnings"); with skip off it does.
+        let wanted = if !skip { true } else { status.is_warning() && self.random.chance(0.5) };
+        let gap = operation.plan.gap;
+        let packet = self.packet_for(id, wanted);
+        self.release(id);
+        match packet {
+            None => {
+                self.operations.remove(&id);
+            }
+            Some((port, key)) if gap.is_zero() => self.queue(id, port, key),
+            Some((port, key)) => self.schedule(gap, id, Event::Packet { port, key }),
+        }
+        self.note(Note::Ended { operation: id, status, bytes: ending.bytes });
+        Some(if status.is_warning() {
+            let socket = self.objects[object].kind.is_socket();
+            Answer::Failed(if socket { WSAEMSGSIZE as u32 } else { win::ERROR_MORE_DATA })
+        } else {
+            Answer::Finished
+        })
+    }
+
+    /// Where the packet goes, if one comes: to the port the file object is bound to as the operation
+    /// ends; none with the low bit of `hEvent` set (`GetQueuedCompletionStatus`, "Remarks").
+    fn packet_for(&mut self, id: OperationId, wanted: bool) -> Option<(PortId, usize)> {
+        let operation = self.operations.get_mut(&id).expect("a live operation");
+        let wanted = operation.plan.packet.unwrap_or(wanted) && operation.header.event() & 1 == 0;
+        let bound = self.objects[operation.object].port.filter(|_| wanted);
+        operation.packet = bound;
+        bound
+    }
+
+    /// Works out how an operation ends, and moves the bytes.
+    fn conclude(&mut self, id: OperationId) -> Option<Ending> {
+        let operation = self.operations.get_mut(&id)?;
+        let length = operation.block.length() as u32;
+        let plan = &operation.plan;
+        if !operation.header.is_intact() || !operation.block.is_intact() {
+            self.verify();
+            return None;
+        }
+        if plan.status.is_some() || plan.bytes.is_some() || plan.data.is_some() {
+            let status = plan.status.unwrap_or(NtStatus(win::STATUS_SUCCESS));
+            let moved = status.is_success() || status.is_warning();
+            let data = plan.data.clone();
+            let known = data.as_ref().map(|data| data.len() as u32);
+            let bytes = plan.bytes.or(known).unwrap_or(if moved { length } else { 0 });
+            if let Some(data) = data {
+                let fits = data.len().min(length as usize);
+                operation.block.fill(&data[..fits]);
+            }
+            return Some(Ending { status: status.0, bytes: bytes.min(length) });
+        }
+        Some(match operation.call {
+            Call::Read => self.conclude_read(id),
+            Call::Write => self.conclude_write(id),
+            Call::Control => self.conclude_any(id),
+        })
+    }
+
+    fn conclude_any(&mut self, id: OperationId) -> Ending {
+        let length = self.operations[&id].block.length();
+        let short = length > 1 && self.random.chance(self.faults.short);
+        let bytes = if short { 1 + self.random.below(length - 1) } else { length };
+        Ending { status: win::STATUS_SUCCESS, bytes: bytes as u32 }
+    }
+
+    fn conclude_read(&mut self, id: OperationId) -> Ending {
+        let operation = self.operations.get_mut(&id).expect("a live operation");
+        let object = &mut self.objects[operation.object];
+        let length = operation.block.length();
+        let ended = |status, bytes: usize| Ending { status, bytes: bytes as u32 };
+        match object.kind {
+            Kind::File => {
+                let start = usize::try_from(operation.header.offset()).unwrap_or(usize::MAX);
+                let rest = object.contents.get(start..).unwrap_or_default();
+                let bytes = rest.len().min(length);
+                operation.block.fill(&rest[..bytes]);
+                // `ReadFile`: the end of the file is an error of its own, and only at the end.
+                let at_end = bytes == 0 && length > 0;
+                ended(if at_end { win::STATUS_END_OF_FILE } else { win::STATUS_SUCCESS }, bytes)
+            }
+            kind if kind.is_stream() => {
+                if let Some(message) = object.incoming.pop_front() {
+                    let mut bytes = message.len().min(length);
+                    if !kind.has_messages() && bytes > 1 && self.random.chance(self.faults.short) {
+                        bytes = 1 + self.random.below(bytes - 1);
+                    }
+                    operation.block.fill(&message[..bytes]);
+                    let rest = &message[bytes..];
+                    let cut = kind.has_messages() && !rest.is_empty();
+                    // The rest of a datagram is lost, of a pipe's message read next.
+                    if !rest.is_empty() && kind != Kind::Datagram {
+                        object.incoming.push_front(rest.to_vec());
+                    }
+                    let status =
+                        if cut { win::STATUS_BUFFER_OVERFLOW } else { win::STATUS_SUCCESS };
+                    ended(status, bytes)
+                } else if object.reset {
+                    ended(win::STATUS_CONNECTION_RESET, 0)
+                } else if kind.is_socket() {
+                    // The other side has sent its last byte.
+                    ended(win::STATUS_SUCCESS, 0)
+                } else {
+                    ended(win::STATUS_PIPE_BROKEN, 0)
+                }
+            }
+            _ => self.conclude_any(id),
+        }
+    }
+
+    fn conclude_write(&mut self, id: OperationId) -> Ending {
+        let operation = self.operations.get_mut(&id).expect("a live operation");
+        let (index, data) = (operation.object, operation.block.bytes().to_vec());
+        let start = usize::try_from(operation.header.offset()).unwrap_or(usize::MAX);
+        let object = &mut self.objects[index];
+        match object.kind {
+            Kind::File => {
+                let Some(end) = start.checked_add(data.len()).filter(|&end| end <= 1 << 30) else {
+                    return Ending { status: win::STATUS_DISK_FULL, bytes: 0 };
+                };
+                if object.contents.len() < end {
+                    object.contents.resize(end, 0);
+                }
+                object.contents[start..end].copy_from_slice(&data);
+            }
+            kind if kind.is_stream() => {
+                if object.hung_up || object.reset {
+                    let status = if kind.is_socket() {
+                        win::STATUS_CONNECTION_RESET
+                    } else {
+                        win::STATUS_PIPE_CLOSING
+                    };
+                    return Ending { status, bytes: 0 };
+                }
+                self.deliver(index, &data);
+            }
+            _ => return self.conclude_any(id),
+        }
+        Ending { status: win::STATUS_SUCCESS, bytes: data.len() as u32 }
+    }
+
+    /// Hands what was written to the other side.
+    fn deliver(&mut self, from: ObjectId, data: &[u8]) {
+        if let Some(peer) = self.objects[from].peer {
+            if !data.is_empty() || self.objects[peer].kind.has_messages() {
+                self.objects[peer].incoming.push_back(data.to_vec());
+            }
+            self.wake_readers(peer);
+        } else {
+            self.objects[from].outgoing.extend_from_slice(data);
+        }
+    }
+
+    /// Ends an operation that nobody wants any more. `halfway`: it had moved some bytes.
+    fn abort(&mut self, id: OperationId, status: i32, halfway: bool) {
+        let Some(operation) = self.operations.get(&id) else { return };
+        let (object, call) = (operation.object, operation.call);
+        let kind = self.objects[object].kind;
+        let length = operation.block.length();
+        let mut bytes = 0;
+        if halfway && length > 0 && kind != Kind::File {
+            if call == Call::Write && kind.is_stream() && self.objects[object].peer.is_some() {
+                bytes = self.random.below(length);
+                let sent = self.operations[&id].block.bytes()[..bytes].to_vec();
+                self.deliver(object, &sent);
+            } else if call != Call::Read || !kind.is_stream() {
+                bytes = self.random.below(length);
+            }
+        }
+        self.end(id, Ending { status, bytes: bytes as u32 });
+    }
+
+    /// The driver is done: the status word and the packet follow, in one order or another.
+    fn end(&mut self, id: OperationId, ending: Ending) {
+        let (status, bytes) = (NtStatus(ending.status), ending.bytes);
+        self.note(Note::Ended { operation: id, status, bytes });
+        self.endings[id as usize] = Some(ending);
+        let operation = self.operations.get_mut(&id).expect("a live operation");
+        operation.ending = Some(ending);
+        let object = operation.object;
+        let (planned, gap) = (operation.plan.word, operation.plan.gap);
+        match self.packet_for(id, true) {
+            None => {
+                self.release(id);
+                self.operations.remove(&id);
+            }
+            Some((port, key)) => match planned.unwrap_or_else(|| self.draw_word()) {
+                StatusWord::BeforePacket => {
+                    self.release(id);
+                    let gap = if planned.is_some() {
+                        gap
+                    } else {
+                        self.random.delay(self.faults.longest)
+                    };
+                    self.schedule(gap, id, Event::Packet { port, key });
+                }
+                StatusWord::WithPacket => {
+                    self.release(id);
+                    self.queue(id, port, key);
+                }
+                StatusWord::OnDequeue => self.queue(id, port, key),
+            },
+        }
+        self.wake_readers(object);
+    }
+
+    fn draw_word(&mut self) -> StatusWord {
+        if self.random.chance(self.faults.status_first) {
+            StatusWord::BeforePacket
+        } else if self.random.chance(self.faults.status_last) {
+            StatusWord::OnDequeue
+        } else {
+            StatusWord::WithPacket
+        }
+    }
+
+    fn queue(&mut self, id: OperationId, port: PortId, key: usize) {
+        let Some(operation) = self.operations.get(&id) else { return };
+        let Some(Ending { status, bytes }) = operation.ending else { return };
+        let address = operation.header.address();
+        if !self.ports[port].open {
+            // Nobody will take it. A status word that is written on dequeue never is.
+            if operation.released {
+                self.operations.remove(&id);
+            }
+            return;
+        }
+        self.note(Note::Queued { operation: id, port });
+        let internal = status as u32 as usize;
+        self.ports[port].packets.push_back(Packet {
+            key,
+            address,
+            internal,
+            bytes,
+            operation: Some(id),
+        });
+    }
+
+    /// The status word becomes final: the memory is the program's again.
+    fn release(&mut self, id: OperationId) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some(ending) = operation.ending.filter(|_| !operation.released) else { return };
+        if !operation.header.is_intact() || !operation.block.is_intact() {
+            self.verify();
+            return;
+        }
+        operation.released = true;
+        operation.header.finish(ending.status, ending.bytes, &mut self.random);
+        self.note(Note::Released { operation: id });
+    }
+
+    // -- what a test does --------------------------------------------------------------------
+
+    pub(super) fn plan(&mut self, handle: usize, plan: Plan) {
+        match self.object(handle) {
+            Some(object) => self.objects[object].plans.push_back(plan),
+            None => self.fail(&format!("a plan for handle {handle:#x}, which is not open")),
+        }
+    }
+
+    /// Ends the oldest operation on a handle.
+    pub(super) fn complete(&mut self, handle: usize, end: End) -> bool {
+        let Some(object) = self.object(handle) else { return false };
+        let Some(&id) = self.pending_on(object).first() else { return false };
+        let plan = &mut self.operations.get_mut(&id).expect("a live operation").plan;
+        plan.status = Some(end.status.unwrap_or(NtStatus(win::STATUS_SUCCESS)));
+        plan.bytes = end.bytes;
+        plan.data = end.data;
+        if let Some(ending) = self.conclude(id) {
+            self.end(id, ending);
+        }
+        true
+    }
+
+    pub(super) fn feed(&mut self, handle: usize, data: Vec<u8>) {
+        if let Some(object) = self.object(handle) {
+            self.objects[object].incoming.push_back(data);
+            self.wake_readers(object);
+        }
+    }
+
+    pub(super) fn hang_up(&mut self, handle: usize, reset: bool) {
+        if let Some(object) = self.object(handle) {
+            self.objects[object].hung_up = true;
+            self.objects[object].reset |= reset;
+            self.wake_readers(object);
+        }
+    }
+
+    pub(super) fn bind_elsewhere(&mut self, handle: usize) {
+        let port = self.create_port();
+        if self.associate(port, handle, 0).is_err() {
+            self.fail(&format!("handle {handle:#x} can't be bound elsewhere"));
+        }
+    }
+
+    pub(super) fn set_modes_elsewhere(&mut self, handle: usize, modes: u32) {
+        if let Some(object) = self.object(handle) {
+            self.objects[object].modes |= modes;
+        }
+    }
+
+    pub(super) fn contents(&self, handle: usize) -> Vec<u8> {
+        self.object(handle).map_or_else(Vec::new, |object| self.objects[object].contents.clone())
+    }
+
+    pub(super) fn outgoing(&mut self, handle: usize) -> Vec<u8> {
+        self.object(handle)
+            .map_or_else(Vec::new, |object| std::mem::take(&mut self.objects[object].outgoing))
+    }
+
+    /// Operations whose memory is the kernel's.
+    pub(super) fn owned(&self) -> usize {
+        self.operations.values().filter(|operation| !operation.released).count()
+    }
+
+    pub(super) fn in_flight_on(&self, handle: usize) -> usize {
+        self.object(handle).map_or(0, |object| self.pending_on(object).len())
+    }
+
+    /// Whether any of the bytes is the kernel's to write to.
+    pub(super) fn owns(&self, start: usize, length: usize) -> bool {
+        let range = Range { start, length };
+        self.operations.values().filter(|operation| !operation.released).any(|operation| {
+            operation.header.range().overlaps(&range) || operation.block.range().overlaps(&range)
+        })
+    }
+
+    pub(super) fn open_handles(&self) -> usize {
+        self.handles.iter().flatten().count()
+    }
+
+    /// How many operations were started, or tried to.
+    pub(super) fn started(&self) -> u64 {
+        self.endings.len() as u64
+    }
+
+    pub(super) fn ending(&self, id: OperationId) -> Option<Ending> {
+        *self.endings.get(usize::try_from(id).ok()?)?
+    }
+
+    pub(super) fn describe_owned(&self) -> String {
+        let mut text = String::new();
+        for (id, operation) in self.operations.iter().filter(|(_, it)| !it.released) {
+            let kind = self.objects[operation.object].kind;
+            let _ = write!(text, "\n  operation {id}: {:?} on a {kind:?}", operation.call);
+        }
+        text
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // What is still the kernel's was leaked by its queue, so that this is sound.
+        for operation in self.operations.values().filter(|operation| !operation.released) {
+            operation.header.keep();
+        }
+    }
+}
