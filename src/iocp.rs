@@ -517,7 +517,9 @@ impl<T: 'static> Wait<T> {
                 return Self(Phase::InFlight(ticket));
             }
             // The status word is the truth, a packet only a hint (pitfalls 33 and 55).
+            slot.watch(caller);
             slot.finish();
+            queue.look_for_close(slot);
         }
         let Ok(completion) = conclude(ticket) else { unreachable!("a finished operation is over") };
         Self(Phase::Over(completion, Some(queue)))

@@ -286,7 +286,7 @@ impl Inner {
                 let unexpected = slot.state() == State::InFlight;
                 slot.finish();
                 self.count(slot, false);
-                if unexpected && slot.ending().is_some_and(|ending| !ending.status.is_success()) {
+                if unexpected {
                     self.look_for_close(slot);
                 }
                 out.extend(slot.take_waiter());
@@ -304,8 +304,11 @@ impl Inner {
         }
     }
 
-    /// An operation that nobody cancelled failed: was its handle closed under it?
-    fn look_for_close(&self, slot: SlotRef) {
+    /// An operation that nobody cancelled has ended: if it failed, was its handle closed under it?
+    pub(crate) fn look_for_close(&self, slot: SlotRef) {
+        if slot.ending().is_none_or(|ending| ending.status.is_success()) {
+            return;
+        }
         let Some(entry) = slot.entry() else { return };
         let Some(facts) = self.registry.borrow().facts(entry) else { return };
         if !facts.owned && self.kernel.identity(facts.raw, facts.marked) == Identity::Gone {
@@ -353,11 +356,19 @@ impl Inner {
             self.kernel.bind(handle.raw(), handle.kind(), entry.key(), options.keep_packets);
         match bound {
             Ok(binding) => {
+                // Windows would have refused the handle that is known: this is a new one, and the value
+                // came back (pitfall 34). To this queue or to another of the thread, which could not
+                // tell it from its own later (pitfall 35).
                 if let Some(old) = known {
-                    // Windows would have refused the handle we know: this is a new one, and the
-                    // value came back (pitfall 34).
                     self.closed_early(old);
                 }
+                self.others(|queue| {
+                    let old = queue.registry.borrow().lookup(handle.raw());
+                    old.is_some_and(|old| {
+                        queue.closed_early(old);
+                        false
+                    })
+                });
                 let facts = Facts {
                     raw: handle.raw(),
                     skips: binding.skips,
@@ -404,11 +415,16 @@ impl Inner {
 
     /// Whether another queue of this thread has the handle.
     fn has_other_queue(&self, raw: RawHandle) -> bool {
+        self.others(|queue| queue.registry.borrow().lookup(raw).is_some())
+    }
+
+    /// Looks at the other queues of this thread until `look` says true, which must run no user code.
+    fn others(&self, mut look: impl FnMut(&Inner) -> bool) -> bool {
         QUEUES
             .try_with(|queues| {
-                queues.borrow().iter().filter_map(Weak::upgrade).any(|queue| {
-                    !std::ptr::eq(&*queue, self) && queue.registry.borrow().lookup(raw).is_some()
-                })
+                let queues = queues.borrow();
+                let mut queues = queues.iter().filter_map(Weak::upgrade);
+                queues.any(|queue| !std::ptr::eq(&*queue, self) && look(&queue))
             })
             .unwrap_or(false)
     }
