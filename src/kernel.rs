@@ -6,7 +6,7 @@ pub(crate) mod iocp;
 pub(crate) mod owner;
 
 use std::io;
-#[cfg(windows)]
+#[cfg(any(windows, feature = "sim"))]
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +14,11 @@ use windows_sys::Win32::System::IO::OVERLAPPED;
 
 use self::iocp::packet::Packet;
 use self::iocp::{BindError, Binding, Identity};
-#[cfg(windows)]
+#[cfg(any(windows, feature = "sim"))]
 use self::iocp::{CompletionPort, post_wake};
 use crate::handle::{HandleKind, RawHandle};
+#[cfg(feature = "sim")]
+use crate::nt::sim;
 #[cfg(windows)]
 use crate::nt::windows::{Port, Windows};
 
@@ -25,6 +27,9 @@ pub(crate) enum Kernel {
     /// A completion port of the Windows this program runs on.
     #[cfg(windows)]
     Windows(CompletionPort<Windows>),
+    /// One of a simulated Windows.
+    #[cfg(feature = "sim")]
+    Sim(CompletionPort<sim::Simulated>),
 }
 
 /// Does the same with whichever kernel it is.
@@ -33,6 +38,8 @@ macro_rules! with {
         match *$kernel {
             #[cfg(windows)]
             Kernel::Windows(ref $port) => $answer,
+            #[cfg(feature = "sim")]
+            Kernel::Sim(ref $port) => $answer,
         }
     };
 }
@@ -54,6 +61,8 @@ impl Kernel {
         match *self {
             #[cfg(windows)]
             Self::Windows(ref port) => Alarm::Windows(Arc::clone(port.port())),
+            #[cfg(feature = "sim")]
+            Self::Sim(ref port) => Alarm::Sim(Arc::clone(port.port())),
         }
     }
 
@@ -97,6 +106,9 @@ pub(crate) enum Alarm {
     /// Posts to a completion port.
     #[cfg(windows)]
     Windows(Arc<Port>),
+    /// Posts to a simulated one.
+    #[cfg(feature = "sim")]
+    Sim(Arc<sim::Port>),
 }
 
 impl Alarm {
@@ -105,13 +117,18 @@ impl Alarm {
         match *self {
             #[cfg(windows)]
             Self::Windows(ref port) => post_wake::<Windows>(port),
+            #[cfg(feature = "sim")]
+            Self::Sim(ref port) => post_wake::<sim::Simulated>(port),
         }
     }
 
     /// The completion port.
     #[cfg(windows)]
     pub(crate) fn port(&self) -> &Port {
-        let Self::Windows(port) = self;
-        port
+        match self {
+            Self::Windows(port) => port,
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => panic!("a simulated queue has no port that Windows knows"),
+        }
     }
 }

@@ -14,6 +14,8 @@ use windows_sys::Win32::System::IO::{OVERLAPPED, OVERLAPPED_ENTRY};
 
 use crate::handle::RawHandle;
 
+#[cfg(feature = "sim")]
+pub(crate) mod sim;
 #[cfg(windows)]
 pub(crate) mod windows;
 
