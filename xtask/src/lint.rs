@@ -121,7 +121,10 @@ fn clippy_for_windows() -> Result<Verdict> {
         setup::install(&["rust-web-clippy"])?;
     }
     let mut cargo = toolchain.cargo("clippy", cross::WINDOWS);
-    run(cargo.args(["--package", "ioqueue", "--all-targets", "--", "-D", "warnings"]))?;
+    cargo.args(["--package", "ioqueue", "--all-targets", "--", "-D", "warnings"]);
+    // It also complains of what is const where thread locals take a call, as on windows-gnu; the native
+    // clippy looks at the same code and doesn't.
+    run(cargo.args(["-A", "clippy::missing_const_for_thread_local"]))?;
     Ok(Verdict::Good)
 }
 

@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: everything that building for Windows and running the result here needs.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::cross::Toolchain;
 use crate::shell::{Result, output, step};
@@ -67,7 +67,7 @@ pub fn install(wanted: &[&str]) -> Result {
     step("apt-get update", apt_get().args(["-qq", "update"]))?;
     let install = ["-qq", "-y", "--no-install-recommends", "install"];
     let what = format!("apt-get install {}", missing.join(" "));
-    step(&what, apt_get().args(install).args(&missing))
+    step(&what, apt_get().args(install).args(&missing).stdout(Stdio::null()))
 }
 
 fn apt_get() -> Command {
