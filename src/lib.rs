@@ -39,8 +39,8 @@
 //! - It brings no files, pipes or sockets of its own yet: you make the handle and the call, it waits.
 //! - It is no runtime. Its futures work under any executor, as long as somebody polls the queue;
 //!   [`run`] and [`block_on`] do that, [`poll`] serves a loop of your own.
-//! - It has one kernel so far, Windows' completion ports. Elsewhere it compiles, and [`Queue::new`]
-//!   says `Unsupported`.
+//! - It has one kernel so far, Windows' completion ports. Elsewhere [`Queue::new`] says
+//!   `Unsupported`, and only a simulated Windows will do.
 //! - It was never run on a real Windows, only under Wine 10. `docs/TESTED.md` says what that leaves
 //!   open.
 //! - It moves nothing between threads: queues, futures and registrations are not `Send`. A
@@ -62,6 +62,7 @@
 //! | sleep, tick | [`sleep`], [`interval`], [`timeout`] |
 //! | tell a mistake from an I/O error | [`Misuse`], [`PersistError`], [`mod@error`] |
 //! | see what is in flight | [`Queue::pending`] |
+//! | test against every order of events | `sim`, a simulated Windows, with the feature of that name |
 //!
 //! The README has more: the other forms, a recipe for a device of your own, and what callers have to
 //! know. `docs/ARCHITECTURE.md` is the tour of the inside.
