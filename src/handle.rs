@@ -97,7 +97,26 @@ impl fmt::Debug for AnyHandle<'_> {
 /// handles, [`Registered`], and references to them.
 ///
 /// For a type of another library, pass what its `as_handle()` or `as_socket()` gives. For a raw
-/// `HANDLE`, `BorrowedHandle::borrow_raw` is the (unsafe) way in.
+/// `HANDLE`, `BorrowedHandle::borrow_raw` is the (unsafe) way in. To let a [`Registered`] own such a
+/// type, wrap it:
+///
+/// ```no_run
+/// # #[cfg(windows)]
+/// # mod windows {
+/// # use std::fs::File as Theirs;
+/// use std::os::windows::io::AsHandle;
+///
+/// use ioqueue::{AnyHandle, AsAnyHandle};
+///
+/// struct Device(Theirs);
+///
+/// impl AsAnyHandle for Device {
+///     fn as_any_handle(&self) -> AnyHandle<'_> {
+///         self.0.as_handle().into() // for a socket: as_socket()
+///     }
+/// }
+/// # }
+/// ```
 pub trait AsAnyHandle {
     /// Borrows the handle.
     fn as_any_handle(&self) -> AnyHandle<'_>;
@@ -153,6 +172,18 @@ mod std_types {
         )*};
     }
     sockets!(BorrowedSocket<'_>, OwnedSocket, net::TcpStream, net::TcpListener, net::UdpSocket);
+
+    impl<'a> From<BorrowedHandle<'a>> for AnyHandle<'a> {
+        fn from(handle: BorrowedHandle<'a>) -> Self {
+            Self::new(handle.as_raw_handle(), HandleKind::Handle)
+        }
+    }
+
+    impl<'a> From<BorrowedSocket<'a>> for AnyHandle<'a> {
+        fn from(socket: BorrowedSocket<'a>) -> Self {
+            Self::new(socket.as_raw_socket() as usize as super::RawHandle, HandleKind::Socket)
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------
