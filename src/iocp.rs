@@ -575,6 +575,9 @@ impl<T: 'static> Wait<T> {
                 };
                 drop(slot.set_waiter(Continuation::Waker(waiter)));
                 // Cloning and dropping wakers runs code that may have polled the queue.
+                if slot.state() == State::Done {
+                    drop(slot.take_waiter());
+                }
                 match conclude(ticket) {
                     Ok(completion) => Poll::Ready(completion),
                     Err(ticket) => {
