@@ -355,20 +355,23 @@ impl Queue {
         duration: Duration,
         future: F,
     ) -> Result<F::Output, Elapsed> {
-        let mut sleep = self.sleep(duration);
-        let mut future = std::pin::pin!(future);
-        std::future::poll_fn(|context| {
-            if let Poll::Ready(output) = future.as_mut().poll(context) {
-                return Poll::Ready(Ok(output));
-            }
-            // A queue that closes ends what waits; its timers say nothing of the time.
-            match Pin::new(&mut sleep).poll(context) {
-                Poll::Ready(Ok(())) => Poll::Ready(Err(Elapsed)),
-                Poll::Ready(Err(Closed)) | Poll::Pending => Poll::Pending,
-            }
-        })
-        .await
+        limit(self.sleep(duration), future).await
     }
+}
+
+async fn limit<F: Future>(mut sleep: Sleep, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|context| {
+        if let Poll::Ready(output) = future.as_mut().poll(context) {
+            return Poll::Ready(Ok(output));
+        }
+        // A queue that closes ends what waits; its timers say nothing of the time.
+        match Pin::new(&mut sleep).poll(context) {
+            Poll::Ready(Ok(())) => Poll::Ready(Err(Elapsed)),
+            Poll::Ready(Err(Closed)) | Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// [`Queue::sleep`] on the current queue.
@@ -396,9 +399,9 @@ pub fn interval(period: Duration) -> io::Result<Interval> {
 /// An error of kind `TimedOut` made from [`Elapsed`]; or when the thread has no queue and none can
 /// be made.
 pub async fn timeout<F: Future>(duration: Duration, future: F) -> io::Result<F::Output> {
-    let sleeping = Queue::current()?;
-    let output = sleeping.timeout(duration, future).await;
-    Ok(output?)
+    // Not the queue's own: a task that holds its queue keeps it from being dropped.
+    let sleep = sleep(duration)?;
+    Ok(limit(sleep, future).await?)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod support;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use ioqueue::iocp::Cancelled;
@@ -109,4 +110,23 @@ fn closing_the_queue_ends_a_sleep() {
     queue.close(Duration::ZERO).unwrap();
     let other = Queue::new().unwrap();
     assert!(other.block_on(sleep).unwrap().is_err());
+}
+
+// Q1: a task that holds its own queue would keep it open for ever.
+#[test]
+fn a_task_with_a_time_limit_does_not_keep_its_queue() {
+    let queue = Queue::new().unwrap();
+    let task = queue.spawn(async {
+        ioqueue::timeout(Duration::from_secs(3600), std::future::pending::<()>()).await
+    });
+    // One turn, in which the queue is the current one.
+    let mut turned = false;
+    let turn = std::future::poll_fn(|context| {
+        context.waker().wake_by_ref();
+        if std::mem::replace(&mut turned, true) { Poll::Ready(()) } else { Poll::Pending }
+    });
+    queue.block_on(turn).unwrap();
+    assert!(queue.running());
+    drop(queue);
+    assert!(task.is_finished(), "the queue is still there, and with it the task");
 }
