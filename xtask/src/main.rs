@@ -21,7 +21,7 @@ setup                             install what building for Windows and running 
 test [--native|--wine] [FILTER]   run the tests here, then for Windows under Wine
 lint [--all]                      formatting, clippy, docs, licences, types of other systems; --all builds cargo-deny
 demo                              send a file through two relays for Windows and compare what comes out
-bench [--json FILE]               measure the queue beside raw loops and other libraries
+bench [--json FILE] [--runs N] [BENCH...]   measure the queue beside raw completion-port loops, under Wine
 cross CARGO ARGUMENTS             run cargo for Windows, and what it builds under Wine: cross test --test pipes
 ";
 
