@@ -75,13 +75,14 @@ impl Arguments {
         if let (Address::Standard, Address::Standard) = (&from, &to) {
             return Err(Stop::Wrong("only one side can be -".into()));
         }
-        if once.is_some_and(|once| once > 1) && !(from.repeats() && to.repeats()) {
+        let many = from.listens() && to.repeats();
+        if once.is_some_and(|once| once > 1) && !many {
             return Err(Stop::Wrong(
-                "--once over 1 needs a FROM that listens, and a TO that is no file and not -".into(),
+                "--once over 1 needs a FROM that listens, and a TO that is no file and not -"
+                    .into(),
             ));
         }
-        // A file or a standard stream carries one connection.
-        let once = if from.listens() && to.repeats() { once } else { Some(1) };
+        let once = if many { once } else { Some(1) };
         Ok(Self { from, to, once, linger, progress })
     }
 }
@@ -125,12 +126,11 @@ impl Address {
         })
     }
 
-    /// Whether connections come to it by themselves.
-    pub fn listens(&self) -> bool {
+    fn listens(&self) -> bool {
         matches!(self, Self::TcpListen(_) | Self::PipeListen(_))
     }
 
-    /// Whether it can be opened once more while it is open.
+    /// Whether it carries more than one connection.
     fn repeats(&self) -> bool {
         !matches!(self, Self::File(_) | Self::Standard)
     }

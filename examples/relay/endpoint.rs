@@ -49,7 +49,12 @@ pub enum Opener {
 
 impl Side {
     /// Looks names up and starts to listen. Blocks.
-    pub fn new(address: Address, is_from: bool, once: u64, report: &Rc<Report>) -> io::Result<Self> {
+    pub fn new(
+        address: Address,
+        is_from: bool,
+        once: u64,
+        report: &Rc<Report>,
+    ) -> io::Result<Self> {
         let opener = match address {
             Address::TcpListen(name) => {
                 let acceptor = Acceptor::tcp(&name, report)?;
@@ -123,7 +128,10 @@ async fn open_pipe(name: &str) -> io::Result<Stream> {
             .security_qos_flags(fs::SECURITY_IDENTIFICATION)
             .open(name);
         match opened {
-            Ok(file) => return Stream::pipe(name, Registered::new(Arc::new(file))?),
+            Ok(file) => {
+                let messages = sys::read_as_messages(&file)?;
+                return Ok(Stream::pipe(name, Registered::new(Arc::new(file))?, messages));
+            }
             Err(error) if error.raw_os_error() != Some(win::ERROR_PIPE_BUSY as i32) => {
                 return Err(error);
             }
@@ -238,6 +246,7 @@ impl Acceptor {
                 error.kind(),
                 io::ErrorKind::ConnectionReset
                     | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::NotConnected
                     | io::ErrorKind::BrokenPipe
             );
             if aborted {
@@ -264,7 +273,7 @@ impl Acceptor {
                 };
                 let instance = Registered::new(Arc::new(instance))?;
                 sys::connect_pipe(&instance).await.0?;
-                Stream::pipe(name, instance)
+                Ok(Stream::pipe(name, instance, true))
             }
         }
     }

@@ -15,8 +15,8 @@ use std::ptr::{null, null_mut};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 
-use ioqueue::iocp::{Outcome, Wait};
 use ioqueue::Registered;
+use ioqueue::iocp::{Outcome, Wait};
 use windows_sys::Win32::Foundation::INVALID_HANDLE_VALUE;
 use windows_sys::Win32::Networking::WinSock as sock;
 use windows_sys::Win32::Storage::FileSystem as fs;
@@ -118,14 +118,8 @@ fn tcp_socket(address: &SocketAddr) -> io::Result<OwnedSocket> {
     let flags = sock::WSA_FLAG_OVERLAPPED | sock::WSA_FLAG_NO_HANDLE_INHERIT;
     // SAFETY: plain values; a valid socket is ours alone to own.
     unsafe {
-        let socket = sock::WSASocketW(
-            family.into(),
-            sock::SOCK_STREAM,
-            sock::IPPROTO_TCP,
-            null(),
-            0,
-            flags,
-        );
+        let socket =
+            sock::WSASocketW(family.into(), sock::SOCK_STREAM, sock::IPPROTO_TCP, null(), 0, flags);
         if socket == sock::INVALID_SOCKET {
             return Err(io::Error::last_os_error());
         }
@@ -289,8 +283,8 @@ fn wide(text: &str) -> Vec<u16> {
 /// messages too, since a read of bytes runs over the end where more follows or went before. Who may
 /// open it is Windows' default: its owner, administrators and the system; others may only read.
 pub fn pipe_instance(name: &str, first: bool) -> io::Result<File> {
-    /// What a writer can be ahead of its reader; the system's memory, a pipe and a direction.
-    const QUOTA: u32 = 64 << 10;
+    // How far a writer can be ahead of its reader, each way, in the system's memory.
+    let quota = crate::link::BUFFER as u32;
     let first = if first { fs::FILE_FLAG_FIRST_PIPE_INSTANCE } else { 0 };
     // SAFETY: the name ends with 0; a valid handle is ours alone to own.
     unsafe {
@@ -301,8 +295,8 @@ pub fn pipe_instance(name: &str, first: bool) -> io::Result<File> {
                 | Pipes::PIPE_READMODE_MESSAGE
                 | Pipes::PIPE_REJECT_REMOTE_CLIENTS,
             Pipes::PIPE_UNLIMITED_INSTANCES,
-            QUOTA,
-            QUOTA,
+            quota,
+            quota,
             0,
             null(),
         );
@@ -327,9 +321,8 @@ pub fn connect_pipe(instance: &Registered<impl Sized>) -> Wait<()> {
 pub fn read_as_messages(pipe: &File) -> io::Result<bool> {
     let (handle, mut flags) = (pipe.as_raw_handle(), 0);
     // SAFETY: `flags` is writable for the call; null for what is not asked.
-    let known = unsafe {
-        Pipes::GetNamedPipeInfo(handle, &mut flags, null_mut(), null_mut(), null_mut())
-    };
+    let known =
+        unsafe { Pipes::GetNamedPipeInfo(handle, &mut flags, null_mut(), null_mut(), null_mut()) };
     if known == 0 {
         return Err(io::Error::last_os_error());
     }

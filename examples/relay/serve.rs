@@ -64,7 +64,9 @@ fn relay(arguments: Arguments, report: &Rc<Report>) -> io::Result<End> {
     let end = queue.block_on(first(served, interrupted))?;
 
     drop(watching);
-    report.close();
+    if end.is_ok() {
+        report.close();
+    }
     if let Err(undrained) = queue.close(DRAIN) {
         report.say(&undrained.to_string());
     }

@@ -70,11 +70,11 @@ impl Stream {
         Ok(Self { name, source: Some(Source::Tcp(Rc::clone(&socket))), sink: Sink::Tcp(socket) })
     }
 
-    pub fn pipe(name: &str, handle: Registered<Arc<File>>) -> io::Result<Self> {
-        let messages = sys::read_as_messages(handle.get())?;
+    /// Either end; `messages` says whether the pipe carries them, and is read so.
+    pub fn pipe(name: &str, handle: Registered<Arc<File>>, messages: bool) -> Self {
         let pipe = Rc::new(Pipe { handle, messages });
         let source = Some(Source::Pipe(Rc::clone(&pipe)));
-        Ok(Self { name: name.into(), source, sink: Sink::Pipe(pipe) })
+        Self { name: name.into(), source, sink: Sink::Pipe(pipe) }
     }
 
     pub fn file_to_read(name: &str, file: File) -> io::Result<Self> {
@@ -112,7 +112,7 @@ impl Stream {
 
 impl Source {
     /// Reads into all of `buffer`, and gives it back.
-    pub async fn read(&mut self, buffer: Vec<u8>) -> (io::Result<Got>, Vec<u8>) {
+    pub async fn read(&mut self, buffer: Vec<u8>) -> io::Result<(Got, Vec<u8>)> {
         let (read, buffer) = match self {
             Self::Tcp(socket) => {
                 let length = buffer.len();
@@ -127,32 +127,35 @@ impl Source {
             }
             Self::Stdin(thread) => thread.ask(buffer).await,
         };
-        (read.map(|read| if read == 0 { Got::End } else { Got::Bytes(read) }), buffer)
+        let got = match read? {
+            0 => Got::End,
+            read => Got::Bytes(read),
+        };
+        Ok((got, buffer))
     }
 }
 
 impl Sink {
     /// Writes the first `length` bytes of `buffer`, all of them, and gives it back.
     pub async fn write(&mut self, buffer: Vec<u8>, length: usize) -> (io::Result<()>, Vec<u8>) {
-        if let Self::Stdout(thread) = self {
-            return thread.ask((buffer, length)).await;
-        }
         let mut chunk = Chunk::new(buffer, length);
         while chunk.start < chunk.end {
             let (written, back) = match self {
                 Self::Tcp(socket) => sys::send(socket, chunk).await,
                 Self::Pipe(pipe) => sys::write(&pipe.handle, 0, chunk).await,
-                Self::File { file, at } => sys::write(file, *at, chunk).await,
-                Self::Stdout(_) | Self::Nowhere => (Ok(u32::MAX), chunk),
+                Self::File { file, at } => {
+                    let (written, chunk) = sys::write(file, *at, chunk).await;
+                    *at += u64::from(*written.as_ref().unwrap_or(&0));
+                    (written, chunk)
+                }
+                Self::Stdout(thread) => return thread.ask((chunk.bytes, length)).await,
+                Self::Nowhere => break,
             };
             chunk = back;
             match written {
                 Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), chunk.bytes),
                 Ok(written) => chunk.start += written as usize,
                 Err(error) => return (Err(error), chunk.bytes),
-            }
-            if let (Self::File { at, .. }, Ok(written)) = (&mut *self, written) {
-                *at += u64::from(written);
             }
         }
         (Ok(()), chunk.bytes)
@@ -171,23 +174,23 @@ impl Sink {
 }
 
 impl Pipe {
-    async fn read(&self, mut buffer: Vec<u8>) -> (io::Result<Got>, Vec<u8>) {
+    async fn read(&self, mut buffer: Vec<u8>) -> io::Result<(Got, Vec<u8>)> {
         loop {
             let ended = sys::read(&self.handle, 0, buffer).exact().await;
             let got = match ended.result() {
                 // A message longer than the buffer: the rest comes with the next read.
-                _ if ended.has_more_data() => Ok(Got::Bytes(ended.bytes as usize)),
-                _ if ended.status.is_end_of_file() => Ok(Got::Gone),
-                Ok(0) if self.messages => Ok(Got::End),
+                Err(_) if ended.has_more_data() => Got::Bytes(ended.bytes as usize),
+                Err(_) if ended.status.is_end_of_file() => Got::Gone,
+                Err(error) => return Err(error),
+                Ok(0) if self.messages => Got::End,
                 Ok(0) => {
                     // Somebody wrote nothing, which on a pipe of bytes means nothing.
                     buffer = ended.state;
                     continue;
                 }
-                Ok(read) => Ok(Got::Bytes(read as usize)),
-                Err(error) => Err(error),
+                Ok(read) => Got::Bytes(read as usize),
             };
-            return (got, ended.state);
+            return Ok((got, ended.state));
         }
     }
 
