@@ -274,7 +274,7 @@ fn cargo_deny(install: bool) -> Result<Verdict> {
     let mut deny = Command::new(program);
     shell::forget_own_package(&mut deny);
     let checks = ["check", "licenses", "bans", "sources"];
-    run(deny.current_dir(shell::root()).args(["--offline", "--workspace"]).args(checks))?;
+    run(deny.current_dir(shell::root()).arg("--workspace").args(checks))?;
     Ok(Verdict::Good)
 }
 
