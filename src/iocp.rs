@@ -316,7 +316,12 @@ impl<T: 'static> Overlapped<T> {
         let handle = handle.as_any_handle();
         let slot = self.0.slot();
         match slot.state() {
-            State::Idle => slot.expose(None, handle.raw()),
+            // What is registered after all owes a packet.
+            State::Idle => {
+                if self.expose(handle, Location::caller()).is_err() {
+                    slot.expose(None, handle.raw());
+                }
+            }
             State::Exposed if slot.handle() == handle.raw() => {}
             _ => return Err(Misuse::already_waiting(handle.id())),
         }

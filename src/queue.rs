@@ -70,10 +70,8 @@ pub(crate) struct Inner {
     over: RefCell<Vec<Continuation>>,
     /// Operations that ended and that nobody wants: their states are still to be dropped.
     unwanted: RefCell<Vec<SlotRef>>,
-    foreign: RefCell<VecDeque<ForeignPacket>>,
+    foreign: RefCell<Vec<ForeignPacket>>,
     hook: Cell<Option<Hook>>,
-    /// There is a hook, if perhaps a busy one.
-    hooked: Cell<bool>,
     foreign_count: Cell<u64>,
     /// Operations that `running` counts.
     counted: Cell<usize>,
@@ -167,7 +165,6 @@ impl Inner {
             unwanted: RefCell::default(),
             foreign: RefCell::default(),
             hook: Cell::new(None),
-            hooked: Cell::new(false),
             foreign_count: Cell::new(0),
             counted: Cell::new(0),
             handles: Cell::new(0),
@@ -575,40 +572,12 @@ impl Inner {
 
     fn note_foreign(&self, packet: Packet) {
         self.foreign_count.set(self.foreign_count.get() + 1);
-        if self.hooked.get() {
-            let Packet { key, address, bytes } = packet;
-            self.foreign.borrow_mut().push_back(ForeignPacket { key, overlapped: address, bytes });
-        }
-    }
-
-    /// Whether there are foreign packets that the hook can be told of now.
-    fn has_foreign(&self) -> bool {
-        if self.foreign.borrow().is_empty() {
-            return false;
-        }
         let hook = self.hook.take();
-        let idle = hook.is_some();
-        self.hook.set(hook);
-        idle
-    }
-
-    /// Tells the hook of a foreign packet, if there are both. While it is told, it is not there: a
-    /// packet that it comes by itself, by polling, is told after that.
-    fn tell_foreign(&self) -> bool {
-        struct PutBack<'a>(&'a Inner, Option<Hook>);
-        impl Drop for PutBack<'_> {
-            fn drop(&mut self) {
-                // Unless it set another.
-                let newer = self.0.hook.take();
-                self.0.hook.set(newer.or(self.1.take()));
-            }
+        if hook.is_some() {
+            let Packet { key, address, bytes } = packet;
+            self.foreign.borrow_mut().push(ForeignPacket { key, overlapped: address, bytes });
         }
-        let mut put_back = PutBack(self, self.hook.take());
-        let Some(hook) = &mut put_back.1 else { return false };
-        let first = self.foreign.borrow_mut().pop_front();
-        let Some(packet) = first else { return false };
-        hook(packet);
-        true
+        self.hook.set(hook);
     }
 
     /// Asks the kernel until something became ready, the time is up, or (unless `even_idle`)
@@ -625,12 +594,10 @@ impl Inner {
             let waited_for = self.counted.get() + self.tasks.len() + self.timers.len();
             !even_idle && out.len() == before && waited_for == 0
         };
-        if self.closed.get() {
+        if self.closed.get() || idle(out) {
             return Ok(());
         }
-        // Also with nothing to wait for, what others posted is taken off the port.
-        let at_once = out.len() > before || idle(out);
-        let timeout = if at_once { Some(Duration::ZERO) } else { timeout };
+        let timeout = if out.len() > before { Some(Duration::ZERO) } else { timeout };
         // Reading the clock can be a call into the system, so only a deadline makes us do it. None
         // can be added before the end of this turn, and what ends at zero has ended at any time.
         let has_deadline =
@@ -647,7 +614,7 @@ impl Inner {
                 out.extend(waker.map(Continuation::Waker));
             }
             self.collect(out);
-            let unheard = !self.unwanted.borrow().is_empty() || self.has_foreign();
+            let unheard = !self.unwanted.borrow().is_empty() || !self.foreign.borrow().is_empty();
             if out.len() > before || notified || unheard || idle(out) || deadline.has_passed(now) {
                 return Ok(());
             }
@@ -660,7 +627,16 @@ impl Inner {
             let Some(slot) = self.unwanted.borrow_mut().pop() else { break };
             dispose(self, slot);
         }
-        while self.tell_foreign() {}
+        while let Some(packet) = {
+            let mut foreign = self.foreign.borrow_mut();
+            if foreign.is_empty() { None } else { Some(foreign.remove(0)) }
+        } {
+            let Some(mut hook) = self.hook.take() else { break };
+            hook(packet);
+            // Unless the hook set another.
+            let newer = self.hook.take();
+            self.hook.set(newer.or(Some(hook)));
+        }
     }
 
     /// One turn into `ready`, from where `run` and `block_on` resume.
@@ -755,6 +731,9 @@ impl Inner {
             let within = if self.exiting.get() { Duration::ZERO } else { within };
             let deadline = Deadline::after(self.kernel.now(), Some(within));
             insist(&mut panicked, || self.drain(deadline));
+            // What the kernel has given back is not undrained, though its packet never came.
+            self.sweep(true);
+            insist(&mut panicked, || self.after_turn());
             self.ended.set(true);
             insist(&mut panicked, || self.tell_waiters());
             event!(debug, undrained = self.counted.get(), "closed");
@@ -789,6 +768,8 @@ impl Inner {
             State::Exposed | State::Cancelling | State::Orphaned => {
                 if self.request_cancel(slot) {
                     self.count(slot, slot.entry().is_some() || slot.is_kernels());
+                } else if slot.is_started() && slot.is_kernels() {
+                    self.count(slot, true);
                 }
             }
             State::Idle | State::Done | State::Retired | State::Free => {}
@@ -798,14 +779,14 @@ impl Inner {
     /// Takes packets off the port until none is owed or the time is up.
     fn drain(&self, deadline: Deadline) {
         let mut now = self.kernel.now();
-        let mut unheard = self.sweep();
+        let mut unheard = self.sweep(false);
         let mut batch = Vec::new();
         loop {
             // Looked at once even where nothing is owed; waited only for what is.
             let rest = if self.counted.get() == 0 { 0 } else { deadline.rest_ms(now) };
             let rest = if unheard { rest.min(SWEEP_MS) } else { rest };
             let result = self.dequeue(rest, &mut batch);
-            unheard = self.sweep();
+            unheard = self.sweep(false);
             self.ready.borrow_mut().extend(batch.drain(..));
             self.after_turn();
             now = self.kernel.now();
@@ -816,11 +797,11 @@ impl Inner {
     }
 
     /// Looks for the end of what no packet will tell of: operations whose handle was not registered
-    /// when they were started. True while there are any.
-    fn sweep(&self) -> bool {
+    /// when they were started, or `all`. True while there are any.
+    fn sweep(&self, all: bool) -> bool {
         let mut unheard = false;
         self.slab.for_each(|slot| {
-            if slot.is_counted() && slot.entry().is_none() {
+            if slot.is_counted() && (all || slot.entry().is_none()) {
                 if slot.is_kernels() {
                     unheard = true;
                     return;
@@ -1129,7 +1110,6 @@ impl Queue {
     /// code, a job object's, or stale. Replaces an earlier hook. Called from `poll` and `run` after
     /// the port was read, with nothing of the queue borrowed: it may use the queue.
     pub fn on_foreign_packet(&self, hook: impl FnMut(ForeignPacket) + 'static) {
-        self.inner.hooked.set(true);
         self.inner.hook.set(Some(Box::new(hook)));
     }
 

@@ -103,6 +103,7 @@ use std::any::Any;
 use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::nt::sim::EXPLORING;
 #[doc(inline)]
 pub use crate::nt::sim::{End, Faults, Kind, OnCancel, Plan, Sim, SimHandle, StatusWord, Traits};
 
@@ -139,7 +140,10 @@ pub fn find_failure(
     mut test: impl FnMut(u64),
 ) -> Option<Failure> {
     seeds.into_iter().find_map(|seed| {
-        let panic = catch_unwind(AssertUnwindSafe(|| test(seed))).err()?;
+        let before = EXPLORING.replace(true);
+        let result = catch_unwind(AssertUnwindSafe(|| test(seed)));
+        EXPLORING.set(before);
+        let panic = result.err()?;
         Some(Failure { seed, message: message(&*panic) })
     })
 }

@@ -26,6 +26,7 @@ use std::time::Duration;
 use windows_sys::Win32::Foundation::{ERROR_ABANDONED_WAIT_0, WAIT_TIMEOUT};
 use windows_sys::Win32::System::IO::{OVERLAPPED, OVERLAPPED_ENTRY};
 
+pub(crate) use self::calls::EXPLORING;
 pub use self::calls::{Sim, SimHandle};
 pub use self::plan::{End, Faults, Kind, OnCancel, Plan, StatusWord, Traits};
 use self::world::{Look, PortId, World};

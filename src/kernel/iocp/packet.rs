@@ -1,9 +1,9 @@
 //! A packet is a claim, not a pointer.
 //!
 //! Anybody may post to a port, and some of what is queued there is data (a job object's messages,
-//! pitfall 19). So the address in a packet is only ever compared: with the memory the queue owns,
-//! then the key with the registration the operation was started under, then the operation's own
-//! status word decides (pitfalls 29 and 46).
+//! pitfall 19). So the address in a packet is only ever compared: with the memory the queue owns.
+//! The operation's own status word decides then; and for an operation whose end is known already,
+//! the key, whether this is the packet that was due (pitfalls 29 and 46).
 
 use windows_sys::Win32::System::IO::OVERLAPPED_ENTRY;
 
@@ -46,9 +46,12 @@ pub(crate) fn examine(packet: Packet, slab: &Slab) -> Claim {
     let Some(slot) = slab.find(packet.address) else { return Claim::Foreign };
     let ours = slot.entry().is_some_and(|entry| entry.key() == packet.key);
     let expected = match slot.state() {
+        // Under whatever key: the status word tells the truth, and a handle can be bound under
+        // another registration's key (a duplicate that was given a closed handle's value). A packet
+        // that was refused here might be the only one that ever comes.
         State::Exposed | State::InFlight | State::Cancelling | State::Orphaned => true,
-        State::Done | State::Retired => slot.packet_due(),
+        State::Done | State::Retired => ours && slot.packet_due(),
         State::Free | State::Idle => false,
     };
-    if ours && expected && !slot.is_kernels() { Claim::Ended(slot) } else { Claim::Foreign }
+    if expected && !slot.is_kernels() { Claim::Ended(slot) } else { Claim::Foreign }
 }

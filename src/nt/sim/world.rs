@@ -1267,6 +1267,11 @@ impl World {
         })
     }
 
+    /// Whether the memory of an operation is the kernel's.
+    pub(super) fn has(&self, id: OperationId) -> bool {
+        self.operations.get(&id).is_some_and(|operation| !operation.released)
+    }
+
     pub(super) fn open_handles(&self) -> usize {
         self.handles.iter().flatten().count()
     }

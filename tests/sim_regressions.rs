@@ -1,0 +1,88 @@
+#![cfg(feature = "sim")]
+//! What random orders on the simulated Windows have found, each as the shortest script that shows
+//! it.
+
+use std::time::Duration;
+
+use ioqueue::iocp::OVERLAPPED;
+use ioqueue::sim::{End, OnCancel, Plan, Sim};
+use ioqueue::{Overlapped, RawHandle};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Calls `device_control` with a buffer as the state.
+fn call(sim: &Sim) -> impl Fn(RawHandle, *mut Vec<u8>, *mut OVERLAPPED) -> ioqueue::iocp::Outcome {
+    let sim = sim.clone();
+    move |handle, buffer, overlapped| unsafe {
+        let buffer = &mut *buffer;
+        sim.device_control(handle, buffer.as_mut_ptr(), buffer.len(), overlapped)
+    }
+}
+
+// Q1: what the kernel keeps is counted, also where nobody waits for it yet.
+#[test]
+fn closing_counts_what_was_started_and_what_a_cancel_did_not_find() {
+    let sim = Sim::quiet();
+    let queue = sim.queue().unwrap();
+    let device = queue.register(sim.device()).unwrap();
+    sim.plan(&device, Plan::pends().on_cancel(OnCancel::NotFound));
+    let mut overlapped = Overlapped::on(&queue, vec![0; 8]).unwrap();
+    unsafe { overlapped.start(&device, call(&sim)) }.unwrap();
+    let undrained = queue.close(SECOND).unwrap_err();
+    assert_eq!((undrained.operations, sim.owned()), (1, 1));
+    // Closing the handle ends it, into memory that was leaked.
+    drop((overlapped, device, queue));
+    sim.check();
+}
+
+// Rule 7, pitfall 29: a duplicate gets the value of a handle that was closed while it was registered.
+// It looks like that handle (it has the same modes), but its packets come under its original's key.
+#[test]
+fn a_wait_ends_though_its_packet_comes_under_another_registrations_key() {
+    let sim = Sim::quiet();
+    let queue = sim.queue().unwrap();
+    let device = queue.register(sim.device()).unwrap();
+    let mut closed = sim.device();
+    queue.persist(&closed).unwrap();
+    closed.close();
+    let duplicate = device.get().duplicate();
+    assert_eq!(duplicate.id(), closed.id());
+    sim.plan(&duplicate, Plan::pends());
+    let asked = sim.control(&queue, &duplicate, vec![0; 8]);
+    sim.complete(&device, End::bytes(3));
+    assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 3);
+    drop((device, queue));
+    sim.check();
+}
+
+// W3: an address is not used again before its packet has come.
+#[test]
+fn an_address_given_out_as_unregistered_waits_for_its_packet_if_the_handle_is_registered() {
+    let sim = Sim::quiet();
+    let queue = sim.queue().unwrap();
+    let device = queue.register(sim.device()).unwrap();
+    sim.plan(&device, Plan::pends().on_cancel(OnCancel::Aborts));
+    let overlapped = Overlapped::on(&queue, vec![0; 8]).unwrap();
+    let address = overlapped.as_ptr_unregistered(&device).unwrap();
+    call(&sim)(std::ptr::without_provenance_mut(4), overlapped.state_ptr(), address);
+    drop(overlapped);
+    assert_eq!(sim.owned(), 0);
+    let asked = sim.control(&queue, &device, vec![0; 8]);
+    assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
+    drop((device, queue));
+    sim.check();
+}
+
+// Q1: what the kernel has given back is not undrained, whether its packet came or not.
+#[test]
+fn closing_does_not_count_what_has_ended_and_only_owes_a_packet() {
+    let sim = Sim::quiet();
+    let queue = sim.queue().unwrap();
+    let device = queue.register(sim.device()).unwrap();
+    sim.plan(&device, Plan::pends().on_cancel(OnCancel::Aborts).packet_after(10 * SECOND));
+    let asked = sim.control(&queue, &device, vec![0; 8]);
+    assert!(queue.close(SECOND).is_ok());
+    assert_eq!(sim.owned(), 0);
+    drop((asked, device, queue));
+    sim.check();
+}
