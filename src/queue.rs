@@ -70,8 +70,10 @@ pub(crate) struct Inner {
     over: RefCell<Vec<Continuation>>,
     /// Operations that ended and that nobody wants: their states are still to be dropped.
     unwanted: RefCell<Vec<SlotRef>>,
-    foreign: RefCell<Vec<ForeignPacket>>,
+    foreign: RefCell<VecDeque<ForeignPacket>>,
     hook: Cell<Option<Hook>>,
+    /// There is a hook, if perhaps a busy one.
+    hooked: Cell<bool>,
     foreign_count: Cell<u64>,
     /// Operations that `running` counts.
     counted: Cell<usize>,
@@ -165,6 +167,7 @@ impl Inner {
             unwanted: RefCell::default(),
             foreign: RefCell::default(),
             hook: Cell::new(None),
+            hooked: Cell::new(false),
             foreign_count: Cell::new(0),
             counted: Cell::new(0),
             handles: Cell::new(0),
@@ -572,12 +575,40 @@ impl Inner {
 
     fn note_foreign(&self, packet: Packet) {
         self.foreign_count.set(self.foreign_count.get() + 1);
-        let hook = self.hook.take();
-        if hook.is_some() {
+        if self.hooked.get() {
             let Packet { key, address, bytes } = packet;
-            self.foreign.borrow_mut().push(ForeignPacket { key, overlapped: address, bytes });
+            self.foreign.borrow_mut().push_back(ForeignPacket { key, overlapped: address, bytes });
         }
+    }
+
+    /// Whether there are foreign packets that the hook can be told of now.
+    fn has_foreign(&self) -> bool {
+        if self.foreign.borrow().is_empty() {
+            return false;
+        }
+        let hook = self.hook.take();
+        let idle = hook.is_some();
         self.hook.set(hook);
+        idle
+    }
+
+    /// Tells the hook of a foreign packet, if there are both. While it is told, it is not there: a
+    /// packet that it comes by itself, by polling, is told after that.
+    fn tell_foreign(&self) -> bool {
+        struct PutBack<'a>(&'a Inner, Option<Hook>);
+        impl Drop for PutBack<'_> {
+            fn drop(&mut self) {
+                // Unless it set another.
+                let newer = self.0.hook.take();
+                self.0.hook.set(newer.or(self.1.take()));
+            }
+        }
+        let mut put_back = PutBack(self, self.hook.take());
+        let Some(hook) = &mut put_back.1 else { return false };
+        let first = self.foreign.borrow_mut().pop_front();
+        let Some(packet) = first else { return false };
+        hook(packet);
+        true
     }
 
     /// Asks the kernel until something became ready, the time is up, or (unless `even_idle`)
@@ -594,10 +625,12 @@ impl Inner {
             let waited_for = self.counted.get() + self.tasks.len() + self.timers.len();
             !even_idle && out.len() == before && waited_for == 0
         };
-        if self.closed.get() || idle(out) {
+        if self.closed.get() {
             return Ok(());
         }
-        let timeout = if out.len() > before { Some(Duration::ZERO) } else { timeout };
+        // Also with nothing to wait for, what others posted is taken off the port.
+        let at_once = out.len() > before || idle(out);
+        let timeout = if at_once { Some(Duration::ZERO) } else { timeout };
         // Reading the clock can be a call into the system, so only a deadline makes us do it. None
         // can be added before the end of this turn, and what ends at zero has ended at any time.
         let has_deadline =
@@ -614,7 +647,7 @@ impl Inner {
                 out.extend(waker.map(Continuation::Waker));
             }
             self.collect(out);
-            let unheard = !self.unwanted.borrow().is_empty() || !self.foreign.borrow().is_empty();
+            let unheard = !self.unwanted.borrow().is_empty() || self.has_foreign();
             if out.len() > before || notified || unheard || idle(out) || deadline.has_passed(now) {
                 return Ok(());
             }
@@ -627,16 +660,7 @@ impl Inner {
             let Some(slot) = self.unwanted.borrow_mut().pop() else { break };
             dispose(self, slot);
         }
-        while let Some(packet) = {
-            let mut foreign = self.foreign.borrow_mut();
-            if foreign.is_empty() { None } else { Some(foreign.remove(0)) }
-        } {
-            let Some(mut hook) = self.hook.take() else { break };
-            hook(packet);
-            // Unless the hook set another.
-            let newer = self.hook.take();
-            self.hook.set(newer.or(Some(hook)));
-        }
+        while self.tell_foreign() {}
     }
 
     /// One turn into `ready`, from where `run` and `block_on` resume.
@@ -1110,6 +1134,7 @@ impl Queue {
     /// code, a job object's, or stale. Replaces an earlier hook. Called from `poll` and `run` after
     /// the port was read, with nothing of the queue borrowed: it may use the queue.
     pub fn on_foreign_packet(&self, hook: impl FnMut(ForeignPacket) + 'static) {
+        self.inner.hooked.set(true);
         self.inner.hook.set(Some(Box::new(hook)));
     }
 
