@@ -590,3 +590,43 @@ pub fn poll_until(queue: &ioqueue::Queue, mut done: impl FnMut() -> bool) {
         }
     }
 }
+
+/// As [`ends`], for a body that takes longer.
+pub fn ends_within<R: Send + 'static>(
+    limit: std::time::Duration,
+    body: impl FnOnce() -> R + Send + 'static,
+) -> R {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let _ = sender.send(body());
+    });
+    match receiver.recv_timeout(limit) {
+        Ok(answer) => {
+            thread.join().unwrap();
+            answer
+        }
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("it does not end"),
+        Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(thread.join().unwrap_err())
+        }
+    }
+}
+
+/// How many packets are queued on the port now.
+pub fn depth_of_port(queue: &ioqueue::Queue) -> usize {
+    use std::os::windows::io::{AsHandle, AsRawHandle};
+    #[link(name = "ntdll")]
+    unsafe extern "system" {
+        fn NtQueryIoCompletion(
+            port: RawHandle,
+            class: i32,
+            depth: *mut i32,
+            length: u32,
+            returned: *mut u32,
+        ) -> i32;
+    }
+    let mut depth = 0;
+    let port = queue.as_handle().as_raw_handle();
+    assert_eq!(unsafe { NtQueryIoCompletion(port, 0, &mut depth, 4, null_mut()) }, 0);
+    depth as usize
+}
