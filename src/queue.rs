@@ -402,10 +402,14 @@ impl Inner {
             let same = facts.is_some_and(|facts| {
                 self.kernel.identity(facts.raw, facts.marked) == Identity::Same
             });
-            if error == BindError::AlreadyBound && same {
-                return Ok(entry);
+            match error {
+                BindError::AlreadyBound if same => return Ok(entry),
+                // Nothing says that it is ours, and nothing that it is not.
+                BindError::Os(_) if same => {}
+                _ => {
+                    self.closed_early(entry);
+                }
             }
-            self.closed_early(entry);
         }
         Err(match error {
             BindError::Invalid => PersistFailure::InvalidHandle,

@@ -4,9 +4,11 @@
 
 use std::time::Duration;
 
+use ioqueue::error::NtStatus;
 use ioqueue::iocp::OVERLAPPED;
-use ioqueue::sim::{End, OnCancel, Plan, Sim};
+use ioqueue::sim::{End, Kind, OnCancel, Plan, Sim, Traits};
 use ioqueue::{Overlapped, RawHandle};
+use windows_sys::Win32::Foundation::{ERROR_DEVICE_NOT_CONNECTED, STATUS_DEVICE_NOT_CONNECTED};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -67,7 +69,13 @@ fn an_address_given_out_as_unregistered_waits_for_its_packet_if_the_handle_is_re
     call(&sim)(std::ptr::without_provenance_mut(4), overlapped.state_ptr(), address);
     drop(overlapped);
     assert_eq!(sim.owned(), 0);
-    let asked = sim.control(&queue, &device, vec![0; 8]);
+    let start = call(&sim);
+    let asked = unsafe {
+        device.submit(vec![0; 8], |handle, buffer, overlapped| {
+            assert!(!sim.owes_packet(handle, overlapped), "used again before its packet came");
+            start(handle, buffer, overlapped)
+        })
+    };
     assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
     drop((device, queue));
     sim.check();
@@ -84,5 +92,29 @@ fn closing_does_not_count_what_has_ended_and_only_owes_a_packet() {
     assert!(queue.close(SECOND).is_ok());
     assert_eq!(sim.owned(), 0);
     drop((asked, device, queue));
+    sim.check();
+}
+
+// Q6: a handle that was opened without the right to read its attributes does not say why it can't be
+// bound. Persisting it twice must not end its registration.
+#[test]
+fn persisting_a_handle_again_that_tells_nothing_leaves_it_registered() {
+    let sim = Sim::quiet();
+    let queue = sim.queue().unwrap();
+    let mut traits = Traits::default();
+    traits.denies_queries = Some(true);
+    let device = sim.open(Kind::Device, traits);
+    queue.persist(&device).unwrap();
+    sim.plan(&device, Plan::pends());
+    let first = sim.control(&queue, &device, vec![0; 8]);
+    // Whether it is ours can't be told, so this is refused.
+    assert!(queue.persist(&device).is_err());
+    let second = sim.control(&queue, &device, vec![0; 8]);
+    sim.complete(&device, End::status(NtStatus(STATUS_DEVICE_NOT_CONNECTED), 0));
+    let error = queue.block_on(first).unwrap().0.unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(ERROR_DEVICE_NOT_CONNECTED as i32));
+    assert_eq!(queue.block_on(second).unwrap().0.unwrap(), 8);
+    queue.unregister(&device).unwrap();
+    drop((device, queue));
     sim.check();
 }

@@ -183,7 +183,7 @@ impl Sim {
         }
         let writes = call != Call::Write;
         self.machine.enter(|world| {
-            world.look_for_reuse(handle.addr(), overlapped.addr(), buffer.addr(), length, writes);
+            world.look_for_reuse(overlapped.addr(), buffer.addr(), length, writes);
         });
         // SAFETY: the caller's promise, which holds until the operation has ended; that is when
         // both are dropped, or (where it never ends) the memory is never given back.
@@ -391,6 +391,12 @@ impl Sim {
     /// How many foreign packets were posted.
     pub fn foreign_packets(&self) -> u64 {
         self.machine.ask(|world| world.foreign)
+    }
+
+    /// Whether the packet of an earlier operation at this address is still to come, under the key
+    /// that `handle` is bound with now: it could be taken for a new operation's.
+    pub fn owes_packet(&self, handle: RawHandle, overlapped: *const OVERLAPPED) -> bool {
+        self.machine.ask(|world| world.owes_packet(handle.addr(), overlapped.addr()))
     }
 
     /// How many handles are open.

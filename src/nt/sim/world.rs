@@ -812,44 +812,44 @@ impl World {
         self.schedule(time, id, Event::End);
     }
 
-    /// Memory that the kernel has may be given to no other call, and an OVERLAPPED whose packet is
-    /// still queued under the handle's key would be taken for the new operation's (W3).
+    /// Memory that the kernel has may be given to no other call.
     pub(super) fn look_for_reuse(
         &mut self,
-        handle: usize,
         overlapped: usize,
         buffer: usize,
         length: usize,
         writes: bool,
     ) {
-        let Ok(object) = self.file(handle) else { return };
-        let bound = self.objects[object].port;
         let header = Range { start: overlapped, length: size_of::<OVERLAPPED>() };
         let block = Range { start: buffer, length };
         let mut what = None;
-        for (id, other) in &self.operations {
+        for (id, other) in self.operations.iter().filter(|(_, other)| !other.released) {
             let (its_header, its_block) = (other.header.range(), other.block.range());
-            if !other.released {
-                if its_header.overlaps(&header)
-                    || its_header.overlaps(&block)
-                    || its_block.overlaps(&header)
-                {
-                    what = Some(format!("the OVERLAPPED of operation {id} is the kernel's"));
-                } else if its_block.overlaps(&block) && (writes || other.block.is_writable()) {
-                    what = Some(format!("the buffer of operation {id} is the kernel's"));
-                }
-            } else if its_header.overlaps(&header)
-                && bound.is_some()
-                && other.packet == bound
-                && !self.objects[object].ignores_skip
-                && other.plan.packet.is_none()
+            if its_header.overlaps(&header)
+                || its_header.overlaps(&block)
+                || its_block.overlaps(&header)
             {
-                what = Some(format!("the packet of operation {id} is still to come"));
+                what = Some(format!("the OVERLAPPED of operation {id}"));
+            } else if its_block.overlaps(&block) && (writes || other.block.is_writable()) {
+                what = Some(format!("the buffer of operation {id}"));
             }
         }
         if let Some(what) = what {
-            self.fail(&format!("an address was used again too early: {what}"));
+            self.fail(&format!("memory was used again while the kernel had it: {what}"));
         }
+    }
+
+    /// Whether a packet of an earlier operation at this address is still to come, under the port and
+    /// key that the handle is bound with.
+    pub(super) fn owes_packet(&self, handle: usize, address: usize) -> bool {
+        let Some(bound) = self.object(handle).and_then(|object| self.objects[object].port) else {
+            return false;
+        };
+        self.operations.values().any(|operation| {
+            operation.header.address() == address
+                && operation.ending.is_some()
+                && operation.packet == Some(bound)
+        })
     }
 
     /// Whether a read has to wait for the other side.
