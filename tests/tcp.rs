@@ -14,7 +14,7 @@ use ioqueue::iocp::{Cancelled, Completion, Outcome, Wait, submit};
 use ioqueue::{Persist, Queue, Registered};
 use support::{
     Buffer, TempFile, accept, bind_anywhere, call_recv, connect, handle_count, look_around,
-    packets_on_port, recv, recv_full, reset_when_closed, send, tcp_pair, tcp_socket,
+    packets_on_port, recv, recv_beside, recv_full, reset_when_closed, send, tcp_pair, tcp_socket,
     update_accept_context, update_connect_context,
 };
 use windows_sys::Win32::Networking::WinSock::{
@@ -198,6 +198,27 @@ fn a_listener_closed_while_accepting_leaves_nothing_to_the_next_owner_of_its_val
     }
     assert_ne!(came_back, 0, "no value came back, so nothing was tested");
     assert!(queue.pending().is_empty());
+}
+
+/// Pitfall 29: the memory comes round too, while the packet for its last use is still queued.
+#[test]
+fn a_stale_packet_changes_nothing_for_the_operation_that_took_its_place() {
+    let queue = Queue::new().unwrap();
+    let (mut client, server) = tcp_pair();
+    let server = queue.register(server).unwrap();
+    for round in 0..10_u8 {
+        let (listener, _) = listener(&queue);
+        let accepting = accept(&listener, tcp_socket());
+        drop(listener);
+        drop(accepting);
+        // As large as what an accept needs, so that it gets the same place.
+        let receiving = recv_beside(&server, [0], [0_u8; 288]);
+        queue.block_on(look_around()).unwrap();
+        assert_eq!(queue.pending().len(), 1);
+        client.write_all(&[round]).unwrap();
+        let end = ended(&queue, receiving);
+        assert_eq!((end.result().unwrap(), end.state.0.bytes), (1, vec![round]));
+    }
 }
 
 /// Scenario 18.
