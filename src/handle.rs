@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use crate::Queue;
 use crate::error::{Closed, Refused};
+use crate::kernel::iocp::Mark;
 use crate::operation::SlotRef;
 use crate::queue::Inner;
 
@@ -454,7 +455,7 @@ impl EntryId {
 pub(crate) struct Facts {
     pub(crate) raw: RawHandle,
     pub(crate) skips: bool,
-    pub(crate) marked: bool,
+    pub(crate) mark: Mark,
     /// A [`Registered`] owns it, so it cannot have been closed.
     pub(crate) owned: bool,
 }

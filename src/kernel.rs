@@ -13,7 +13,7 @@ use std::time::Duration;
 use windows_sys::Win32::System::IO::OVERLAPPED;
 
 use self::iocp::packet::Packet;
-use self::iocp::{BindError, Binding, Identity};
+use self::iocp::{BindError, Binding, Identity, Mark};
 #[cfg(any(windows, feature = "sim"))]
 use self::iocp::{CompletionPort, post_wake};
 use crate::handle::{HandleKind, RawHandle};
@@ -80,8 +80,8 @@ impl Kernel {
         with!(self, port => port.unbind(handle))
     }
 
-    pub(crate) fn identity(&self, handle: RawHandle, marked: bool) -> Identity {
-        with!(self, port => port.identity(handle, marked))
+    pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
+        with!(self, port => port.identity(handle, mark))
     }
 
     pub(crate) fn cancel(&self, handle: RawHandle, overlapped: *mut OVERLAPPED) -> bool {

@@ -314,7 +314,7 @@ impl Inner {
         }
         let Some(entry) = slot.entry() else { return };
         let Some(facts) = self.registry.borrow().facts(entry) else { return };
-        if !facts.owned && self.kernel.identity(facts.raw, facts.marked) == Identity::Gone {
+        if !facts.owned && self.kernel.identity(facts.raw, facts.mark) == Identity::Gone {
             slot.set_closed_under();
             self.closed_early(entry);
         }
@@ -375,7 +375,7 @@ impl Inner {
                 let facts = Facts {
                     raw: handle.raw(),
                     skips: binding.skips,
-                    marked: binding.marked,
+                    mark: binding.mark,
                     owned: false,
                 };
                 self.registry.borrow_mut().attach(entry, facts);
@@ -399,9 +399,8 @@ impl Inner {
     ) -> Result<EntryId, PersistFailure> {
         if let Some(entry) = known {
             let facts = self.registry.borrow().facts(entry);
-            let same = facts.is_some_and(|facts| {
-                self.kernel.identity(facts.raw, facts.marked) == Identity::Same
-            });
+            let same = facts
+                .is_some_and(|facts| self.kernel.identity(facts.raw, facts.mark) == Identity::Same);
             match error {
                 BindError::AlreadyBound if same => return Ok(entry),
                 // Nothing says that it is ours, and nothing that it is not.
@@ -463,7 +462,7 @@ impl Inner {
             });
         };
         // A borrowed handle can have been closed, and its value given out again (pitfall 34).
-        if self.kernel.identity(facts.raw, facts.marked) == Identity::Gone {
+        if self.kernel.identity(facts.raw, facts.mark) == Identity::Gone {
             return Err(if self.closed_early(entry) {
                 Misuse::PrematureClose { handle: id, caller }
             } else {
@@ -520,7 +519,7 @@ impl Inner {
             return Ok(());
         }
         let Some((entry, facts)) = self.known(handle.raw()) else { return Ok(()) };
-        if self.kernel.identity(facts.raw, facts.marked) == Identity::Gone {
+        if self.kernel.identity(facts.raw, facts.mark) == Identity::Gone {
             // Nothing to cancel by this value any more.
             return if self.closed_early(entry) {
                 Err(Misuse::PrematureClose { handle: handle.id(), caller })

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ioqueue::error::NtStatus;
 use ioqueue::iocp::OVERLAPPED;
 use ioqueue::sim::{End, Kind, OnCancel, Plan, Sim, Traits};
-use ioqueue::{Overlapped, RawHandle};
+use ioqueue::{Misuse, Overlapped, RawHandle};
 use windows_sys::Win32::Foundation::{ERROR_DEVICE_NOT_CONNECTED, STATUS_DEVICE_NOT_CONNECTED};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -117,4 +117,33 @@ fn persisting_a_handle_again_that_tells_nothing_leaves_it_registered() {
     queue.unregister(&device).unwrap();
     drop((device, queue));
     sim.check();
+}
+
+// Pitfalls 29 and 34: the right to read attributes is the handle's, for ever. One that answers, where
+// the registered one did not, is another, and so is one that does not any more.
+#[test]
+fn a_value_that_came_back_is_found_out_by_whether_the_handle_tells_its_modes() {
+    for secretive in [true, false] {
+        let sim = Sim::quiet();
+        let queue = sim.queue().unwrap();
+        let open = |secretive| {
+            let mut traits = Traits::default();
+            traits.denies_queries = Some(secretive);
+            sim.open(Kind::Device, traits)
+        };
+        let mut closed = open(secretive);
+        queue.persist(&closed).unwrap();
+        closed.close();
+        let newer = open(!secretive);
+        assert_eq!(newer.id(), closed.id());
+        // It is bound nowhere: a wait would never end.
+        let error = queue.block_on(sim.control(&queue, &newer, vec![0; 8])).unwrap().0.unwrap_err();
+        assert!(matches!(Misuse::of(&error), Some(Misuse::UnregisteredHandle { .. })), "{error}");
+        queue.persist(&newer).unwrap();
+        let asked = sim.control(&queue, &newer, vec![0; 8]);
+        assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
+        queue.unregister(&newer).unwrap();
+        drop((newer, queue));
+        sim.check();
+    }
 }

@@ -12,7 +12,7 @@ use windows_sys::Wdk::Storage::FileSystem::{
     FILE_SYNCHRONOUS_IO_ALERT, FILE_SYNCHRONOUS_IO_NONALERT,
 };
 use windows_sys::Win32::Foundation::{
-    ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, STATUS_INVALID_HANDLE,
+    ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, STATUS_ACCESS_DENIED, STATUS_INVALID_HANDLE,
     STATUS_OBJECT_TYPE_MISMATCH, WAIT_TIMEOUT,
 };
 use windows_sys::Win32::System::IO::{OVERLAPPED, OVERLAPPED_ENTRY};
@@ -22,7 +22,7 @@ use windows_sys::Win32::System::WindowsProgramming::{
 
 use self::packet::Packet;
 use crate::handle::{HandleKind, RawHandle};
-use crate::nt::{Nt, Win32Error};
+use crate::nt::{Nt, NtStatusCode, Win32Error};
 
 /// How many packets one call may take off the port.
 const BATCH: usize = 128;
@@ -43,9 +43,12 @@ pub(crate) struct CompletionPort<N: Nt> {
 pub(crate) struct Binding {
     /// What ends at once with success leaves no packet. False also where that is unknown.
     pub(crate) skips: bool,
-    /// The file object carries a mode that only `persist` sets, by which it is known again.
-    pub(crate) marked: bool,
+    pub(crate) mark: Mark,
 }
+
+/// By what a handle is known again: whether its file object carries a mode that `persist` has set,
+/// or why it did not say.
+pub(crate) type Mark = Result<bool, NtStatusCode>;
 
 /// Why a handle could not be bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,11 +135,11 @@ impl<N: Nt> CompletionPort<N> {
         match self.nt.notification_modes(handle) {
             Ok(modes) => Binding {
                 skips: modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS != 0,
-                marked: modes & FILE_SKIP_SET_EVENT_ON_HANDLE != 0,
+                mark: Ok(modes & FILE_SKIP_SET_EVENT_ON_HANDLE != 0),
             },
-            Err(_) => Binding {
+            Err(status) => Binding {
                 skips: set && wanted & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS != 0,
-                marked: false,
+                mark: Err(status),
             },
         }
     }
@@ -159,11 +162,15 @@ impl<N: Nt> CompletionPort<N> {
     }
 
     /// Whether `handle` still names the file object that was bound (pitfalls 29 and 34).
-    pub(crate) fn identity(&self, handle: RawHandle, marked: bool) -> Identity {
-        match self.nt.notification_modes(handle) {
-            Ok(modes) if marked && modes & FILE_SKIP_SET_EVENT_ON_HANDLE == 0 => Identity::Gone,
+    pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
+        match (mark, self.nt.notification_modes(handle)) {
+            (Ok(true), Ok(modes)) if modes & FILE_SKIP_SET_EVENT_ON_HANDLE == 0 => Identity::Gone,
             // The second: an event, say. What was bound is a file.
-            Err(STATUS_INVALID_HANDLE | STATUS_OBJECT_TYPE_MISMATCH) => Identity::Gone,
+            (_, Err(STATUS_INVALID_HANDLE | STATUS_OBJECT_TYPE_MISMATCH)) => Identity::Gone,
+            // A handle has the right to ask or not, and it never changes.
+            (Ok(_), Err(STATUS_ACCESS_DENIED)) | (Err(STATUS_ACCESS_DENIED), Ok(_)) => {
+                Identity::Gone
+            }
             _ => Identity::Same,
         }
     }
