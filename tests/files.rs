@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Seek, Write};
 use std::os::windows::fs::{FileExt, OpenOptionsExt};
 use std::ptr::{null, null_mut};
 
@@ -270,7 +270,7 @@ fn a_file_that_leaves_the_queue_is_as_good_as_before() {
     assert_eq!(file.metadata().unwrap().len(), 10);
     let mut plain = File::options().append(true).open(&temporary.path).unwrap();
     plain.write_all(b"x").unwrap();
-    assert_eq!(plain.seek(SeekFrom::Current(0)).unwrap(), 11);
+    assert_eq!(plain.stream_position().unwrap(), 11);
 }
 
 /// LockFileEx of the first four bytes, for this handle alone, or not at all.

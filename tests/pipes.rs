@@ -250,7 +250,7 @@ fn both_ends_are_closed_from_the_continuation_of_the_connect() {
         // The client first: its read is cancelled, not ended by the server.
         drop((client, server));
     });
-    let reader = queue.spawn(async move { reading.await });
+    let reader = queue.spawn(reading);
     queue.run().unwrap();
     assert!(closer.is_finished() && queue.pending().is_empty());
     let (result, buffer) = queue.block_on(reader).unwrap();
