@@ -706,6 +706,16 @@ impl Inner {
             resumed = 0;
             let at_once = step == Step::Again || self.has_ready();
             self.turn_for_run(at_once.then_some(Duration::ZERO), even_idle)?;
+            // What that brought has its turn before `step`, which may never be done being busy.
+            let brought = self.ready.borrow().len();
+            while resumed < RESUMES && (resumed as usize) < brought {
+                let may_go_on = !self.overdue.get() && !self.closed.get();
+                let Some(continuation) = may_go_on.then(|| self.next_ready()).flatten() else {
+                    break;
+                };
+                resumed += 1;
+                continuation.resume();
+            }
         }
     }
 
