@@ -256,6 +256,13 @@ impl Inner {
 
     /// The ticket is gone: nobody will take the outcome. Runs user code (drops).
     pub(crate) fn abandon(&self, slot: SlotRef) {
+        if slot.state() == State::Exposed && slot.entry().is_none() {
+            // Started before its handle was registered. If that is so now, a packet may come.
+            if let Some((entry, _)) = self.known(slot.handle()) {
+                slot.adopt(entry);
+                self.registry.borrow_mut().link(entry, slot);
+            }
+        }
         let waiter = slot.take_waiter();
         match slot.state() {
             State::Idle | State::Done => dispose(self, slot),

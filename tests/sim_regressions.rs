@@ -7,7 +7,7 @@ use std::time::Duration;
 use ioqueue::error::NtStatus;
 use ioqueue::iocp::OVERLAPPED;
 use ioqueue::sim::{End, Kind, OnCancel, Plan, Sim, Traits};
-use ioqueue::{Misuse, Overlapped, RawHandle};
+use ioqueue::{AsAnyHandle, Misuse, Overlapped, RawHandle};
 use windows_sys::Win32::Foundation::{ERROR_DEVICE_NOT_CONNECTED, STATUS_DEVICE_NOT_CONNECTED};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -144,6 +144,37 @@ fn a_value_that_came_back_is_found_out_by_whether_the_handle_tells_its_modes() {
         assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
         queue.unregister(&newer).unwrap();
         drop((newer, queue));
+        sim.check();
+    }
+}
+
+// W2, W3: what was started before its handle was registered owes a packet once it is, also when it is
+// dropped without having been waited for.
+#[test]
+fn an_operation_that_was_started_before_registering_is_dropped_until_its_packet_comes() {
+    for cancel in [OnCancel::Aborts, OnCancel::AbortsAfter(SECOND)] {
+        let sim = Sim::quiet();
+        let queue = sim.queue().unwrap();
+        let device = sim.device();
+        let raw = device.as_any_handle().raw();
+        sim.plan(&device, Plan::pends().on_cancel(cancel));
+        let overlapped = Overlapped::on(&queue, vec![0; 8]).unwrap();
+        let address = overlapped.as_ptr_unregistered(&device).unwrap();
+        call(&sim)(raw, overlapped.state_ptr(), address);
+        queue.persist(&device).unwrap();
+        drop(overlapped);
+        let start = call(&sim);
+        let asked = unsafe {
+            queue.submit_at(&device, 0, vec![0; 8], |handle, buffer, overlapped| {
+                assert!(!sim.owes_packet(handle, overlapped), "used again before its packet came");
+                start(handle, buffer, overlapped)
+            })
+        };
+        assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
+        queue.run().unwrap();
+        assert_eq!((sim.owned(), queue.pending().len()), (0, 0));
+        queue.unregister(&device).unwrap();
+        drop((device, queue));
         sim.check();
     }
 }
