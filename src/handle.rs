@@ -237,7 +237,8 @@ pub(crate) struct Registration {
 ///
 /// Dropping it unregisters the handle (which cancels what is in flight; see
 /// [`unregister`](crate::unregister)), then closes it. It never blocks. After its queue is closed,
-/// dropping it just closes the handle. Forgetting it leaks the handle and nothing else. Not `Send`:
+/// dropping it just closes the handle. Forgetting it leaks the handle, and the memory
+/// and the port of its queue. Not `Send`:
 /// move the handle with [`into_inner`](Self::into_inner), then register it over there.
 ///
 /// It keeps the value it registered and never asks the handle for it again, so a type whose

@@ -69,6 +69,11 @@ impl Outcome {
     /// (`ReadDirectoryChangesW`) answer with success when the operation is merely in flight.
     pub const FINISHED: Self = Self(Told::Finished);
 
+    /// The call said that the operation has ended with success; the OVERLAPPED does not say so, and
+    /// no packet comes. This is for calls that are known to behave like that: if it is not true, the
+    /// kernel writes to memory that was freed.
+    pub const FINISHED_SILENTLY: Self = Self(Told::FinishedForGood);
+
     /// From a Win32 or Winsock error code that the call left behind.
     ///
     /// - `ERROR_IO_PENDING`: in flight.
@@ -281,7 +286,9 @@ impl<T: 'static> Overlapped<T> {
     /// `hEvent` is null; set it to an event with its low bit set and no packet comes, so `wait`
     /// would not end.
     ///
-    /// Uses of the address are unsafe, and it must not be used after the operation's end.
+    /// Uses of the address are unsafe, and it must not be used after the operation's end. What
+    /// [`submit`] asks of its closure goes for the call: but for the offset, nothing is written there
+    /// by hand, and no completion routine is passed.
     ///
     /// # Errors
     /// [`Misuse::UnregisteredHandle`] before `persist`, [`Misuse::PrematureClose`] when the handle
@@ -294,7 +301,11 @@ impl<T: 'static> Overlapped<T> {
         match slot.state() {
             State::Idle => self.expose(handle, Location::caller())?,
             State::Exposed if slot.handle() == handle.raw() => {
-                self.0.queue().registration(handle, Location::caller())?;
+                // The value may have come back for another handle, registered since.
+                let entry = self.0.queue().registration(handle, Location::caller())?;
+                if slot.entry().is_some_and(|started| started != entry) {
+                    return Err(Misuse::already_waiting(handle.id()));
+                }
             }
             _ => return Err(Misuse::already_waiting(handle.id())),
         }
@@ -406,8 +417,8 @@ impl<T: 'static> Overlapped<T> {
         if queue.is_closed() {
             return Err(NotStarted::Closed);
         }
-        self.expose(handle, caller).map_err(NotStarted::Misuse)?;
         event!(trace, handle = %handle.id(), kind = slot.kind(), "starting");
+        self.expose(handle, caller).map_err(NotStarted::Misuse)?;
         match call(handle.raw(), self.0.state_ptr(), slot.overlapped()).0 {
             Told::Pending => slot.set_started(),
             // What took place has left its status before the call returned.
@@ -489,8 +500,8 @@ fn status_of(code: u32) -> NtStatus {
 /// any executor, as long as somebody polls the queue.
 ///
 /// **Dropping it cancels the operation**; its memory stays until the kernel is done.
-/// [`cancel`](Self::cancel) can be awaited and loses nothing. Forgetting it leaks what it owns and
-/// nothing else. Not `Send`.
+/// [`cancel`](Self::cancel) can be awaited and loses nothing. Forgetting it leaks what it owns, and
+/// the memory and the port of its queue. Not `Send`.
 ///
 /// If the queue is closed meanwhile the result is [`Closed`], or how the operation ended if it was
 /// faster.
@@ -913,11 +924,14 @@ impl<T: 'static> Parked<T> {
 /// With what `call` panics; the operation then counts as possibly in flight.
 ///
 /// # Safety
-/// `call` must make exactly one call, with this OVERLAPPED on this handle, and report what that
-/// returned. Whatever the kernel is given to write to, or to read, must be part of `state` or owned
-/// by it (and not move when `state` is moved), or outlive the operation. `hEvent` stays as it is.
-/// The reference that `call` may form to `state` must end before the kernel may write to what it
-/// covers.
+/// - `call` makes exactly one call, with this OVERLAPPED on this handle, and reports what that
+///   returned. It passes no completion routine.
+/// - It writes nothing in the OVERLAPPED but `Offset` and `OffsetHigh`, and those before the call.
+///   The status word in particular is the kernel's: it reads STATUS_PENDING when `call` gets it, and
+///   what it says afterwards is believed.
+/// - Whatever the kernel is given to write to, or to read, is part of `state` or owned by it (and
+///   does not move when `state` is moved), or outlives the operation.
+/// - A reference that `call` forms to `state` ends before the kernel may write to what it covers.
 #[track_caller]
 pub unsafe fn submit<T: 'static, C>(
     handle: &(impl AsAnyHandle + ?Sized),

@@ -67,7 +67,7 @@
 //! The README has more: the other forms, a recipe for a device of your own, and what callers have to
 //! know. `docs/ARCHITECTURE.md` is the tour of the inside.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, clippy::undocumented_unsafe_blocks)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(windows), allow(dead_code, unused_variables, unreachable_code))]
 

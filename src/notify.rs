@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::Wake;
 use std::thread;
 use std::time::Duration;
@@ -13,13 +13,14 @@ use std::time::Duration;
 use async_task::Runnable;
 
 use crate::kernel::Alarm;
-use crate::kernel::owner::OwnedBy;
+use crate::kernel::owner::{OwnedBy, Owner};
 
 /// The part of a queue that other threads reach.
 pub(crate) struct Shared {
     alarm: Alarm,
-    /// A wake-up is queued and was not taken off the port yet, so another would tell nothing new.
-    ringing: AtomicBool,
+    /// How many wanted the queue woken since it last took a wake-up off its port. The first of them
+    /// posts one; it would tell nothing new to post another.
+    wanted: AtomicU32,
     closed: AtomicBool,
     /// Tasks woken on the queue's own thread: no lock.
     local: OwnedBy<VecDeque<Runnable>>,
@@ -29,15 +30,18 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(alarm: Alarm) -> Self {
-        Self {
+    /// With the proof of who owns it.
+    pub(crate) fn new(alarm: Alarm) -> (Self, Owner) {
+        let (local, owner) = OwnedBy::new(VecDeque::new());
+        let shared = Self {
             alarm,
-            ringing: AtomicBool::new(false),
+            wanted: AtomicU32::new(0),
             closed: AtomicBool::new(false),
-            local: OwnedBy::new(VecDeque::new()),
+            local,
             remote: Mutex::new(Vec::new()),
             has_remote: AtomicBool::new(false),
-        }
+        };
+        (shared, owner)
     }
 
     #[cfg(windows)]
@@ -45,32 +49,42 @@ impl Shared {
         &self.alarm
     }
 
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Queues a wake-up unless one is queued already.
     fn ring(&self) -> io::Result<()> {
         // Sequentially consistent with `answered`: either the queue sees what was stored before
         // this, or this sees that the last wake-up was taken off, and posts another.
-        if self.ringing.swap(true, Ordering::SeqCst) {
+        if self.wanted.fetch_add(1, Ordering::SeqCst) > 0 {
             return Ok(());
         }
-        self.alarm.ring().inspect_err(|_| self.ringing.store(false, Ordering::SeqCst))
+        let Err(error) = self.alarm.ring() else { return Ok(()) };
+        // Whoever came meanwhile was told that the queue will wake.
+        if self.wanted.swap(0, Ordering::SeqCst) <= 1 {
+            return Err(error);
+        }
+        self.ring_until_heard();
+        Ok(())
     }
 
-    /// As [`ring`](Self::ring), for wakers, which cannot fail: a system without memory for a packet
-    /// is asked again (pitfall 15). Blocks this thread meanwhile, never the queue's.
+    /// As [`ring`](Self::ring), for those that cannot fail: a system without memory for a packet is
+    /// asked again (pitfall 15). Blocks this thread meanwhile, never the queue's.
     fn ring_until_heard(&self) {
-        while !self.closed.load(Ordering::Acquire) && self.ring().is_err() {
+        while !self.is_closed() && self.ring().is_err() {
             thread::sleep(Duration::from_millis(1));
         }
     }
 
     /// The wake-up was taken off the port.
     pub(crate) fn answered(&self) {
-        self.ringing.swap(false, Ordering::SeqCst);
+        self.wanted.swap(0, Ordering::SeqCst);
     }
 
     /// A task can go on.
     pub(crate) fn schedule(&self, runnable: Runnable) {
-        if self.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             self.discard(runnable);
             return;
         }
@@ -79,7 +93,7 @@ impl Shared {
             return;
         }
         let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             drop(remote);
             runnable.take().into_iter().for_each(|runnable| self.discard(runnable));
             return;
@@ -99,27 +113,33 @@ impl Shared {
     }
 
     /// The task that became ready first.
-    pub(crate) fn next(&self) -> Option<Runnable> {
+    pub(crate) fn next(&self, owner: &Owner) -> Option<Runnable> {
         if self.has_remote.load(Ordering::Acquire) {
-            self.fetch_remote();
+            // Whoever holds the lock is about to ring; or was ended with the process, while holding it.
+            match self.remote.try_lock() {
+                Ok(remote) => self.take_over(owner, remote),
+                Err(TryLockError::Poisoned(remote)) => self.take_over(owner, remote.into_inner()),
+                Err(TryLockError::WouldBlock) => {}
+            }
         }
-        self.local.with(VecDeque::pop_front).flatten()
+        self.local.with_owner(owner, VecDeque::pop_front)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        !self.has_remote.load(Ordering::Acquire)
-            && self.local.with(|local| local.is_empty()).unwrap_or(true)
-    }
-
-    fn fetch_remote(&self) {
-        let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+    fn take_over(&self, owner: &Owner, mut remote: MutexGuard<'_, Vec<Runnable>>) {
         self.has_remote.store(false, Ordering::Relaxed);
-        self.local.with(|local| local.extend(remote.drain(..)));
+        self.local.with_owner(owner, |local| local.extend(remote.drain(..)));
     }
 
-    /// From now on tasks that are woken are forgotten. What was scheduled before is still there.
-    pub(crate) fn close(&self) {
-        let _remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn is_empty(&self, owner: &Owner) -> bool {
+        !self.has_remote.load(Ordering::Acquire)
+            && self.local.with_owner(owner, |local| local.is_empty())
+    }
+
+    /// From now on tasks that are woken are discarded. What was scheduled before is still there.
+    ///
+    /// Does not wait for the lock where the thread is going away.
+    pub(crate) fn close(&self, exiting: bool) {
+        let _remote = if exiting { self.remote.try_lock().ok() } else { self.remote.lock().ok() };
         self.closed.store(true, Ordering::Release);
     }
 }
@@ -148,7 +168,7 @@ impl Notifier {
     /// When the system has no memory for a packet (`PostQueuedCompletionStatus` uses non-paged
     /// pool). The queue was not woken; try again.
     pub fn notify(&self) -> io::Result<()> {
-        if self.shared.closed.load(Ordering::Acquire) { Ok(()) } else { self.shared.ring() }
+        if self.shared.is_closed() { Ok(()) } else { self.shared.ring() }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::handle::{
 use crate::kernel::Kernel;
 use crate::kernel::iocp::packet::{Claim, Packet, examine};
 use crate::kernel::iocp::{BindError, Identity};
+use crate::kernel::owner::{self, Owner};
 use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
 use crate::operation::{Slab, SlotRef, State, dispose, settle};
@@ -38,6 +39,9 @@ const RESUMES: u32 = 256;
 
 /// How long dropping a queue waits for the kernel to give back what was in flight.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// How long closing waits for tasks that other threads are just waking.
+const STRAGGLERS: Duration = Duration::from_millis(10);
 
 /// How often closing looks for ends that no packet tells of.
 const SWEEP_MS: u32 = 10;
@@ -60,6 +64,7 @@ type Hook = Box<dyn FnMut(ForeignPacket)>;
 pub(crate) struct Inner {
     pub(crate) kernel: Kernel,
     pub(crate) shared: Arc<Shared>,
+    owner: Owner,
     pub(crate) slab: Slab,
     pub(crate) registry: RefCell<Registry>,
     pub(crate) tasks: Tasks,
@@ -153,11 +158,13 @@ impl Drop for Entered {
 
 impl Inner {
     fn new(kernel: Kernel) -> Rc<Self> {
-        let shared = Arc::new(Shared::new(kernel.alarm()));
+        let (shared, owner) = Shared::new(kernel.alarm());
+        let shared = Arc::new(shared);
         let clock = Cell::new(kernel.coarse_now());
         let inner = Rc::new(Self {
             kernel,
             shared,
+            owner,
             slab: Slab::default(),
             registry: RefCell::default(),
             tasks: Tasks::default(),
@@ -206,7 +213,7 @@ impl Inner {
         self.counted.get() > 0
             || self.tasks.len() > 0
             || self.timers.len() > 0
-            || !self.shared.is_empty()
+            || !self.shared.is_empty(&self.owner)
             || !self.over.borrow().is_empty()
             || !self.ready.borrow().is_empty()
     }
@@ -562,7 +569,7 @@ impl Inner {
 
     fn collect(&self, out: &mut Vec<Continuation>) {
         out.append(&mut self.over.borrow_mut());
-        while let Some(runnable) = self.shared.next() {
+        while let Some(runnable) = self.shared.next(&self.owner) {
             out.push(Continuation::Task(Runnable::new(runnable)));
         }
     }
@@ -585,7 +592,7 @@ impl Inner {
 
     fn note_foreign(&self, packet: Packet) {
         self.foreign_count.set(self.foreign_count.get() + 1);
-        if self.hooked.get() {
+        if self.hooked.get() && !self.closed.get() {
             let Packet { key, address, bytes } = packet;
             self.foreign.borrow_mut().push_back(ForeignPacket { key, overlapped: address, bytes });
         }
@@ -686,11 +693,15 @@ impl Inner {
     /// What became ready first.
     fn next_ready(&self) -> Option<Continuation> {
         let first = self.ready.borrow_mut().pop_front();
-        first.or_else(|| self.shared.next().map(|task| Continuation::Task(Runnable::new(task))))
+        first.or_else(|| {
+            self.shared.next(&self.owner).map(|task| Continuation::Task(Runnable::new(task)))
+        })
     }
 
     fn has_ready(&self) -> bool {
-        !self.ready.borrow().is_empty() || !self.over.borrow().is_empty() || !self.shared.is_empty()
+        !self.ready.borrow().is_empty()
+            || !self.over.borrow().is_empty()
+            || !self.shared.is_empty(&self.owner)
     }
 
     /// Resumes what is ready, then asks the kernel, until `step` says that it is done.
@@ -770,14 +781,14 @@ impl Inner {
             // User code that panics keeps nobody else from learning that the queue is closed.
             let mut panicked = None;
             insist(&mut panicked, || self.drop_tasks());
-            self.shared.close();
             self.cancel_all();
             let within = if self.exiting.get() { Duration::ZERO } else { within };
-            let deadline = Deadline::after(self.kernel.now(), Some(within));
-            insist(&mut panicked, || self.drain(deadline));
-            // What the kernel has given back is not undrained, though its packet never came.
-            self.sweep(true);
-            insist(&mut panicked, || self.after_turn());
+            let start = self.kernel.now();
+            let deadline = Deadline::after(start, Some(within));
+            let latest = Deadline::after(start, Some(within.min(STRAGGLERS)));
+            insist(&mut panicked, || self.drain(deadline, latest));
+            self.shared.close(self.exiting.get());
+            insist(&mut panicked, || self.drop_ready_tasks());
             self.ended.set(true);
             insist(&mut panicked, || self.tell_waiters());
             event!(debug, undrained = self.counted.get(), "closed");
@@ -796,14 +807,25 @@ impl Inner {
         for waker in self.tasks.wakers() {
             waker.wake();
         }
+        self.drop_ready_tasks();
+    }
+
+    /// Drops the futures of the tasks that are ready, and resumes what else is; keys are left for
+    /// whoever polls.
+    fn drop_ready_tasks(&self) {
         while let Some(continuation) = self.next_ready() {
             match continuation {
                 Continuation::Task(runnable) => drop(runnable),
-                other => {
-                    other.resume();
-                }
+                Continuation::Key(_) => self.over.borrow_mut().push(continuation),
+                other => drop(other.resume()),
             }
         }
+    }
+
+    /// Whether a task's future is still to be dropped: another thread is just waking it. Not one that
+    /// is being polled, or in the hands of whoever polled the queue: they see that it is closed.
+    fn has_stragglers(&self) -> bool {
+        self.tasks.len() > self.tasks.inside()
     }
 
     fn cancel_all(&self) {
@@ -820,21 +842,31 @@ impl Inner {
         });
     }
 
-    /// Takes packets off the port until none is owed or the time is up.
-    fn drain(&self, deadline: Deadline) {
+    /// Takes packets off the port until none is owed or the time is up, and until `latest` drops
+    /// tasks that are only now becoming ready.
+    fn drain(&self, deadline: Deadline, latest: Deadline) {
         let mut now = self.kernel.now();
         let mut unheard = self.sweep(false);
         let mut batch = Vec::new();
         loop {
             // Looked at once even where nothing is owed; waited only for what is.
-            let rest = if self.counted.get() == 0 { 0 } else { deadline.rest_ms(now) };
+            let stragglers = self.has_stragglers() && !latest.has_passed(now);
+            let rest = match (self.counted.get(), stragglers) {
+                (0, false) => 0,
+                (0, true) => latest.rest_ms(now),
+                (_, false) => deadline.rest_ms(now),
+                (_, true) => deadline.or(latest).rest_ms(now),
+            };
             let rest = if unheard { rest.min(SWEEP_MS) } else { rest };
             let result = self.dequeue(rest, &mut batch);
             unheard = self.sweep(false);
             self.ready.borrow_mut().extend(batch.drain(..));
             self.after_turn();
+            self.drop_ready_tasks();
             now = self.kernel.now();
-            if self.counted.get() == 0 || deadline.has_passed(now) || result.is_err() {
+            let owed = self.counted.get() > 0 && !deadline.has_passed(now);
+            let late = self.has_stragglers() && !latest.has_passed(now);
+            if !owed && !late || result.is_err() {
                 return;
             }
         }
@@ -865,12 +897,9 @@ impl Inner {
         let mut waiters = Vec::new();
         self.slab.for_each(|slot| waiters.extend(slot.take_waiter()));
         waiters.extend(self.timers.end().into_iter().map(Continuation::Waker));
+        waiters.extend(self.over.take());
         self.ready.borrow_mut().extend(waiters);
-        self.ready.borrow_mut().extend(self.over.take());
-        loop {
-            let Some(continuation) = self.ready.borrow_mut().pop_front() else { break };
-            continuation.resume();
-        }
+        self.drop_ready_tasks();
     }
 }
 
@@ -933,6 +962,7 @@ impl Queue {
     /// # Errors
     /// As [`new`](Self::new); and [`Closed`](crate::error::Closed) while the thread exits.
     pub fn current() -> io::Result<Self> {
+        owner::touch();
         let entered = ENTERED.try_with(|entered| entered.borrow().last().map(Rc::clone));
         if let Ok(Some(inner)) = entered {
             return Ok(Self::from_inner(inner));
@@ -1172,9 +1202,11 @@ impl Queue {
 
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not inside: the formatter is somebody's code.
+        let handles = self.inner.registry.borrow().len();
         f.debug_struct("Queue")
             .field("in_flight", &self.inner.counted.get())
-            .field("handles", &self.inner.registry.borrow().len())
+            .field("handles", &handles)
             .field("tasks", &self.inner.tasks.len())
             .field("foreign_packets", &self.inner.foreign_count.get())
             .field("closed", &self.inner.closed.get())

@@ -86,6 +86,11 @@ impl Tasks {
         self.wakers.borrow().len() - self.free.borrow().len()
     }
 
+    /// How many tasks are being polled, one inside the other.
+    pub(crate) fn inside(&self) -> usize {
+        self.inside.get()
+    }
+
     /// Whether a task is being polled: it is unfinished until that returns, whoever resumed it.
     pub(crate) fn is_inside(&self) -> bool {
         self.inside.get() > 0
@@ -143,7 +148,12 @@ where
             poll_fn(|context| {
                 let queue = entry.queue.upgrade();
                 let _inside = queue.as_ref().map(|queue| Inside::new(&queue.tasks.inside));
-                future.as_mut().poll(context)
+                let polled = future.as_mut().poll(context);
+                if polled.is_pending() && queue.as_ref().is_none_or(|queue| queue.is_closed()) {
+                    // Scheduled once more, its future is dropped instead of polled.
+                    context.waker().wake_by_ref();
+                }
+                polled
             })
             .await
         },

@@ -259,7 +259,10 @@ impl Future for Sleep {
         // Cloning and dropping wakers runs code that may have polled the queue.
         let replaced = timers.watch(self.timer, context.waker().clone());
         drop(replaced);
-        if timers.has_expired(self.timer) { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if timers.has_expired(self.timer) {
+            return Poll::Ready(Ok(()));
+        }
+        if self.queue.has_ended() { Poll::Ready(Err(Closed)) } else { Poll::Pending }
     }
 }
 
@@ -323,6 +326,13 @@ impl fmt::Display for Elapsed {
 
 impl std::error::Error for Elapsed {}
 
+impl Elapsed {
+    /// Whether an [`io::Error`] is this.
+    pub fn is(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+    }
+}
+
 impl From<Elapsed> for io::Error {
     fn from(elapsed: Elapsed) -> Self {
         Self::new(io::ErrorKind::TimedOut, elapsed)
@@ -349,27 +359,23 @@ impl Queue {
     /// cancelled operation ended, and so loses nothing.
     ///
     /// # Errors
-    /// [`Elapsed`] when the time was up. A future that is done then wins.
-    pub async fn timeout<F: Future>(
-        &self,
-        duration: Duration,
-        future: F,
-    ) -> Result<F::Output, Elapsed> {
+    /// An error of kind `TimedOut` made from [`Elapsed`] when the time was up; a future that is done
+    /// then wins. [`Closed`] when the queue is closed before either.
+    pub async fn timeout<F: Future>(&self, duration: Duration, future: F) -> io::Result<F::Output> {
         limit(self.sleep(duration), future).await
     }
 }
 
-async fn limit<F: Future>(mut sleep: Sleep, future: F) -> Result<F::Output, Elapsed> {
+async fn limit<F: Future>(mut sleep: Sleep, future: F) -> io::Result<F::Output> {
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(|context| {
         if let Poll::Ready(output) = future.as_mut().poll(context) {
             return Poll::Ready(Ok(output));
         }
-        // A queue that closes ends what waits; its timers say nothing of the time.
-        match Pin::new(&mut sleep).poll(context) {
-            Poll::Ready(Ok(())) => Poll::Ready(Err(Elapsed)),
-            Poll::Ready(Err(Closed)) | Poll::Pending => Poll::Pending,
-        }
+        Pin::new(&mut sleep).poll(context).map(|slept| match slept {
+            Ok(()) => Err(Elapsed.into()),
+            Err(closed) => Err(closed.into()),
+        })
     })
     .await
 }
@@ -396,12 +402,11 @@ pub fn interval(period: Duration) -> io::Result<Interval> {
 /// [`Queue::timeout`] on the current queue.
 ///
 /// # Errors
-/// An error of kind `TimedOut` made from [`Elapsed`]; or when the thread has no queue and none can
-/// be made.
+/// As there; also when the thread has no queue and none can be made.
 pub async fn timeout<F: Future>(duration: Duration, future: F) -> io::Result<F::Output> {
     // Not the queue's own: a task that holds its queue keeps it from being dropped.
     let sleep = sleep(duration)?;
-    Ok(limit(sleep, future).await?)
+    limit(sleep, future).await
 }
 
 #[cfg(test)]

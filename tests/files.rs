@@ -10,7 +10,7 @@ use std::ptr::{null, null_mut};
 
 use ioqueue::iocp::{Cancelled, Completion, OVERLAPPED, Outcome, Wait, submit};
 use ioqueue::{Persist, Queue, RawHandle, Registered, wait};
-use support::{TempFile, call_read, ends, look_around, read, read_at, write, write_at};
+use support::{TempFile, call_read, ends, look_around, on_wine, read, read_at, write, write_at};
 use windows_sys::Win32::Foundation::{
     ERROR_ACCESS_DENIED, ERROR_HANDLE_EOF, ERROR_LOCK_VIOLATION, ERROR_MORE_DATA,
     ERROR_NOT_ENOUGH_MEMORY,
@@ -279,9 +279,9 @@ fn lock(file: &Registered<File>) -> Wait<()> {
         submit(file, (), |handle, _, overlapped| {
             let flags = LOCKFILE_EXCLUSIVE_LOCK | LOCKFILE_FAIL_IMMEDIATELY;
             let locked = LockFileEx(handle, flags, 0, 4, 0, overlapped);
-            if locked != 0 {
-                // Locked, and nothing is in flight: Wine forgets to say so in the status word.
-                (*overlapped).Internal = 0;
+            if locked != 0 && on_wine() {
+                // Wine forgets to say so in the status word, and sends no packet.
+                return Outcome::FINISHED_SILENTLY;
             }
             Outcome::from_bool(locked)
         })

@@ -4,6 +4,7 @@
 mod support;
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -85,9 +86,9 @@ fn a_future_that_takes_too_long_is_dropped() {
     let queue = Queue::new().unwrap();
     let never = std::future::pending::<()>();
     let limited = queue.timeout(Duration::from_millis(1), never);
-    assert_eq!(queue.block_on(limited).unwrap(), Err(Elapsed));
+    assert!(Elapsed::is(&queue.block_on(limited).unwrap().unwrap_err()));
     let limited = queue.timeout(Duration::from_secs(3600), async { 7 });
-    assert_eq!(queue.block_on(limited).unwrap(), Ok(7));
+    assert_eq!(queue.block_on(limited).unwrap().unwrap(), 7);
     assert!(!queue.running());
 }
 
@@ -129,4 +130,17 @@ fn a_task_with_a_time_limit_does_not_keep_its_queue() {
     assert!(queue.running());
     drop(queue);
     assert!(task.is_finished(), "the queue is still there, and with it the task");
+}
+
+// Rule 7: what waits for a closed queue ends, whatever else it waits for.
+#[test]
+fn closing_the_queue_ends_a_time_limit() {
+    let (queue, other) = (Queue::new().unwrap(), Queue::new().unwrap());
+    let limited = queue.timeout(Duration::from_secs(3600), std::future::pending::<()>());
+    let mut limited = std::pin::pin!(limited);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(limited.as_mut().poll(&mut context).is_pending());
+    queue.close(Duration::ZERO).unwrap();
+    let error = other.block_on(limited).unwrap().unwrap_err();
+    assert!(ioqueue::error::Closed::is(&error), "{error}");
 }

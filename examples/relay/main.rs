@@ -29,6 +29,8 @@
 //! 0 when all went well; 1 when a connection failed, or nothing could be started; 2 for wrong
 //! arguments; 130 when Ctrl-C cut connections (0 when none was open).
 
+#![warn(clippy::undocumented_unsafe_blocks)]
+
 #[cfg(windows)]
 #[forbid(unsafe_code)]
 mod args;

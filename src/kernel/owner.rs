@@ -1,6 +1,7 @@
 //! A value that only the thread that made it can reach.
 
 use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 thread_local! {
@@ -9,6 +10,20 @@ thread_local! {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         NEXT.fetch_add(1, Ordering::Relaxed)
     };
+}
+
+/// Makes the thread's number exist. What is made first goes last when a thread ends (on windows-gnu,
+/// where even a number is torn down): so this comes before anything that is still used then.
+pub(crate) fn touch() {
+    let _ = THREAD.try_with(|_| ());
+}
+
+/// Shows that the thread it is on made an [`OwnedBy`]; also when the thread's locals are gone.
+///
+/// Not `Send`, so it stays there.
+pub(crate) struct Owner {
+    thread: u64,
+    not_send: PhantomData<*mut ()>,
 }
 
 /// Shared between threads as an address, read and written by one.
@@ -21,23 +36,24 @@ pub(crate) struct OwnedBy<T> {
     value: UnsafeCell<T>,
 }
 
-// SAFETY: `value` and `borrowed` are reached only in `with`, which checks the thread first. `T` may
-// be dropped on another thread with the last reference, hence `T: Send`.
+// SAFETY: `value` and `borrowed` are reached only in `enter`, on the thread that made the cell. `T`
+// may be dropped on another thread with the last reference, hence `T: Send`.
 unsafe impl<T: Send> Sync for OwnedBy<T> {}
 
 // SAFETY: as for Sync: moving the cell moves a `T: Send`.
 unsafe impl<T: Send> Send for OwnedBy<T> {}
 
 impl<T> OwnedBy<T> {
-    /// Owned by the calling thread.
-    pub(crate) fn new(value: T) -> Self {
-        let owner = THREAD.with(|thread| *thread);
-        Self { owner, borrowed: Cell::new(false), value: UnsafeCell::new(value) }
+    /// Owned by the calling thread, which gets the proof.
+    pub(crate) fn new(value: T) -> (Self, Owner) {
+        let thread = THREAD.with(|thread| *thread);
+        let owned =
+            Self { owner: thread, borrowed: Cell::new(false), value: UnsafeCell::new(value) };
+        (owned, Owner { thread, not_send: PhantomData })
     }
 
-    /// Whether the calling thread owns it.
+    /// Whether the calling thread owns it. A thread whose locals are gone counts as a stranger.
     pub(crate) fn is_owner(&self) -> bool {
-        // A thread whose locals are gone is treated as a stranger.
         THREAD.try_with(|thread| *thread == self.owner).unwrap_or(false)
     }
 
@@ -46,9 +62,23 @@ impl<T> OwnedBy<T> {
     /// # Panics
     /// When it does.
     pub(crate) fn with<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> Option<R> {
-        if !self.is_owner() {
-            return None;
-        }
+        // SAFETY: numbers are given out once, so this is the thread that made the cell.
+        self.is_owner().then(|| unsafe { self.enter(use_it) })
+    }
+
+    /// As [`with`](Self::with), for the holder of the proof.
+    ///
+    /// # Panics
+    /// When `use_it` comes back here, or the proof is another thread's.
+    pub(crate) fn with_owner<R>(&self, owner: &Owner, use_it: impl FnOnce(&mut T) -> R) -> R {
+        assert!(owner.thread == self.owner, "the proof of another thread");
+        // SAFETY: a proof is made on the thread whose number it has and never leaves it.
+        unsafe { self.enter(use_it) }
+    }
+
+    /// # Safety
+    /// On the thread that made the cell.
+    unsafe fn enter<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> R {
         struct Return<'a>(&'a Cell<bool>);
         impl Drop for Return<'_> {
             fn drop(&mut self) {
@@ -58,6 +88,6 @@ impl<T> OwnedBy<T> {
         assert!(!self.borrowed.replace(true), "a value was borrowed twice");
         let _return = Return(&self.borrowed);
         // SAFETY: only the owning thread comes here, and `borrowed` lets it in once at a time.
-        Some(use_it(unsafe { &mut *self.value.get() }))
+        use_it(unsafe { &mut *self.value.get() })
     }
 }

@@ -1,7 +1,8 @@
 //! What the tests of Windows' port share: real handles, and one function for each real call.
 //!
 //! Each operation function makes exactly one call with what it was given and reports what that
-//! returned, and everything the kernel writes to is in the state: that is `submit`'s promise.
+//! returned, and everything the kernel writes to is in the state: that is `submit`'s promise, and
+//! the argument for every `unsafe` here and in the tests that does not bring one of its own.
 
 #![allow(dead_code)]
 
@@ -613,8 +614,8 @@ pub fn ends_within<R: Send + 'static>(
 }
 
 /// How many packets are queued on the port now.
-pub fn depth_of_port(queue: &ioqueue::Queue) -> usize {
-    use std::os::windows::io::{AsHandle, AsRawHandle};
+pub fn depth_of_port(port: &impl std::os::windows::io::AsHandle) -> usize {
+    use std::os::windows::io::AsRawHandle;
     #[link(name = "ntdll")]
     unsafe extern "system" {
         fn NtQueryIoCompletion(
@@ -626,7 +627,7 @@ pub fn depth_of_port(queue: &ioqueue::Queue) -> usize {
         ) -> i32;
     }
     let mut depth = 0;
-    let port = queue.as_handle().as_raw_handle();
+    let port = port.as_handle().as_raw_handle();
     assert_eq!(unsafe { NtQueryIoCompletion(port, 0, &mut depth, 4, null_mut()) }, 0);
     depth as usize
 }
