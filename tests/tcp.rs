@@ -14,8 +14,8 @@ use ioqueue::iocp::{Cancelled, Completion, Outcome, Wait, submit};
 use ioqueue::{Persist, Queue, Registered};
 use support::{
     Buffer, TempFile, accept, bind_anywhere, call_recv, connect, handle_count, look_around,
-    packets_on_port, recv, recv_beside, recv_full, reset_when_closed, send, tcp_pair, tcp_socket,
-    update_accept_context, update_connect_context,
+    on_wine, packets_on_port, recv, recv_beside, recv_full, reset_when_closed, send, skip,
+    tcp_pair, tcp_socket, update_accept_context, update_connect_context,
 };
 use windows_sys::Win32::Networking::WinSock::{
     SOCKET, TRANSMIT_FILE_BUFFERS, TransmitFile, listen,
@@ -133,6 +133,12 @@ fn a_refused_connection_says_so() {
 fn a_reset_is_an_error_and_never_the_end() {
     let queue = Queue::new().unwrap();
     for is_early in [true, false] {
+        if !is_early && on_wine() {
+            // Its server looks at sockets that nobody waits on, and takes the error away with that:
+            // a blocking read then sees the end as well, in one of three tries.
+            skip("a receive that comes after the reset, whose error Wine loses now and then");
+            return;
+        }
         let (client, server) = tcp_pair();
         let server = queue.register(server).unwrap();
         let early = is_early.then(|| recv(&server, [0; 16]));
@@ -342,7 +348,7 @@ fn an_aborted_connection_does_not_end_the_listener() {
                 continue;
             }
             let server = accepted(&queue, socket, listener.get());
-            if ended(&queue, recv(&server, [0])).result().is_ok() {
+            if ended(&queue, recv(&server, [0])).result().is_ok_and(|count| count == 1) {
                 break;
             }
         }
