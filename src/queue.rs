@@ -787,6 +787,9 @@ impl Inner {
             let deadline = Deadline::after(start, Some(within));
             let latest = Deadline::after(start, Some(within.min(STRAGGLERS)));
             insist(&mut panicked, || self.drain(deadline, latest));
+            // What the kernel has given back is not undrained, though its packet never came.
+            self.sweep(true);
+            insist(&mut panicked, || self.after_turn());
             self.shared.close(self.exiting.get());
             insist(&mut panicked, || self.drop_ready_tasks());
             self.ended.set(true);
