@@ -148,8 +148,11 @@ where
             poll_fn(|context| {
                 let queue = entry.queue.upgrade();
                 let _inside = queue.as_ref().map(|queue| Inside::new(&queue.tasks.inside));
-                let polled = future.as_mut().poll(context);
-                if polled.is_pending() && queue.as_ref().is_none_or(|queue| queue.is_closed()) {
+                let is_closed = || queue.as_ref().is_none_or(|queue| queue.is_closed());
+                // Closed after poll had handed it out: it must not be resumed any more.
+                let polled =
+                    if is_closed() { Poll::Pending } else { future.as_mut().poll(context) };
+                if polled.is_pending() && is_closed() {
                     // Scheduled once more, its future is dropped instead of polled.
                     context.waker().wake_by_ref();
                 }

@@ -2,12 +2,14 @@
 //! What random orders on the simulated Windows have found, each as the shortest script that shows
 //! it.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use ioqueue::error::NtStatus;
 use ioqueue::iocp::OVERLAPPED;
 use ioqueue::sim::{End, Kind, OnCancel, Plan, Sim, Traits};
-use ioqueue::{AsAnyHandle, Misuse, Overlapped, RawHandle};
+use ioqueue::{AsAnyHandle, Misuse, Overlapped, Queue, RawHandle};
 use windows_sys::Win32::Foundation::{ERROR_DEVICE_NOT_CONNECTED, STATUS_DEVICE_NOT_CONNECTED};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -177,4 +179,50 @@ fn an_operation_that_was_started_before_registering_is_dropped_until_its_packet_
         drop((device, queue));
         sim.check();
     }
+}
+
+/// Closes a queue when it is dropped.
+struct Closes(Queue);
+
+impl Drop for Closes {
+    fn drop(&mut self) {
+        let _ = self.0.close(Duration::ZERO);
+    }
+}
+
+// Q1, pitfall 21: poll has handed a task out, and user code closes the queue before it is resumed.
+#[test]
+fn a_task_that_is_resumed_after_its_queue_was_closed_is_dropped() {
+    let sim = Sim::quiet();
+    let queue = sim.queue().unwrap();
+    let device = queue.register(sim.device()).unwrap();
+    sim.plan(&device, Plan::never_ends());
+    let asked = sim.control(&queue, &device, vec![0; 8]);
+    let resumed = Rc::new(Cell::new(false));
+    let told = Rc::clone(&resumed);
+    queue
+        .spawn(async move {
+            told.set(true);
+            let _ = asked.await;
+        })
+        .detach();
+    let late = Duration::from_millis(1);
+    sim.plan(&device, Plan::pends().on_cancel(OnCancel::AbortsAfter(late)));
+    let start = call(&sim);
+    let closing = unsafe {
+        device.submit((vec![0; 8], Closes(queue.clone())), |handle, state, overlapped| {
+            start(handle, &raw mut (*state).0, overlapped)
+        })
+    };
+    drop(closing);
+    sim.advance(late);
+    let mut ready = Vec::new();
+    queue.poll(&mut ready, None).unwrap();
+    assert_eq!(ready.len(), 1);
+    ready.into_iter().for_each(|task| drop(task.resume()));
+    assert!(!resumed.get());
+    assert_eq!(Rc::strong_count(&resumed), 1, "the future was not dropped");
+    assert_eq!(queue.close(Duration::ZERO).unwrap_err().operations, 1);
+    drop((device, queue));
+    sim.check_leaked(1);
 }
