@@ -227,6 +227,43 @@ fn a_duplicate_of_a_registered_handle_is_bound_already() {
     });
 }
 
+// Q6, W6
+#[test]
+fn what_ends_at_once_leaves_a_packet_only_where_that_was_asked_for() {
+    alone(|| {
+        for keep_packets in [false, true] {
+            let queue = Queue::new().unwrap();
+            let mut options = Persist::default();
+            options.keep_packets = keep_packets;
+            let (mut client, server) = tcp_pair();
+            let server = queue.register_with(server, options).unwrap();
+            let name = pipe_name();
+            let pipe = queue.register_with(pipe_server(&name, false), options).unwrap();
+            let mut peer = support::blocking_pipe_client(&name).unwrap();
+            for _ in 0..50 {
+                client.write_all(b"x").unwrap();
+                peer.write_all(b"x").unwrap();
+                let (received, _) = over(recv(&server, [0; 1]));
+                let (read, _) = over(support::read(&pipe, [0; 1]));
+                assert_eq!((received.unwrap(), read.unwrap()), (1, 1));
+                let expected = if keep_packets { 2 } else { 0 };
+                assert_eq!(support::depth_of_port(&queue), expected);
+                let mut ready = Vec::new();
+                queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+                assert!(ready.is_empty() && queue.foreign_packets() == 0);
+            }
+        }
+    });
+}
+
+/// The output of a future that has nothing to wait for.
+fn over<F: Future + Unpin>(mut future: F) -> F::Output {
+    match support::poll_once(&mut future) {
+        std::task::Poll::Ready(output) => output,
+        std::task::Poll::Pending => panic!("it did not end at once"),
+    }
+}
+
 // Q6, W6, pitfall 54: what is on already counts, not what was asked for.
 #[test]
 fn packets_on_success_are_kept_where_asked_and_known_where_off_before() {
