@@ -1,0 +1,63 @@
+#![cfg(feature = "sim")]
+//! Random orders of everything a program can do with a queue, against everything the kernel can do,
+//! judged by rules that hold in every order. Scenario 41.
+//!
+//! `IOQUEUE_SIM_SEED=n` runs one seed; `IOQUEUE_SIM_RUNS=n` that many of each kind.
+
+#[path = "sim/model.rs"]
+mod model;
+
+use std::env;
+
+use ioqueue::sim::{self, Faults};
+use model::{Rules, Step, draw_steps, play, shrink};
+
+fn runs(usual: u64) -> u64 {
+    match env::var("IOQUEUE_SIM_RUNS") {
+        Ok(runs) => runs.parse().expect("IOQUEUE_SIM_RUNS is a number"),
+        Err(_) => usual,
+    }
+}
+
+/// Plays one sequence for each seed. A failure is made as short as it gets first.
+fn sequences(count: u64, faults: Faults, careful: bool, length: usize) {
+    let rules = Rules { faults, careful };
+    sim::explore(0..count, |seed| {
+        let steps = draw_steps(seed, length);
+        if let Some(failure) = sim::find_failure([seed], |seed| play(seed, &rules, &steps)) {
+            let (steps, message) = shrink(seed, &rules, steps, failure.message);
+            panic!("{message}\nthe steps:\n  {}", list(&steps));
+        }
+    });
+}
+
+/// A handle that can't be marked, is closed without being unregistered, and whose value comes back
+/// for another, can't be told from that: a program that does so hangs.
+fn marked(mut faults: Faults) -> Faults {
+    faults.modes_fail = 0.0;
+    faults
+}
+
+fn list(steps: &[Step]) -> String {
+    steps.iter().map(|step| format!("{step:?}")).collect::<Vec<_>>().join(",\n  ")
+}
+
+#[test]
+fn short_orders_with_the_usual_faults() {
+    sequences(runs(50_000), marked(Faults::default()), false, 12);
+}
+
+#[test]
+fn long_orders_with_the_usual_faults() {
+    sequences(runs(10_000), marked(Faults::default()), false, 60);
+}
+
+#[test]
+fn orders_with_wild_faults() {
+    sequences(runs(25_000), marked(Faults::wild()), false, 25);
+}
+
+#[test]
+fn orders_of_a_careful_program_with_wild_faults() {
+    sequences(runs(25_000), Faults::wild(), true, 25);
+}
