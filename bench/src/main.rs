@@ -12,6 +12,8 @@ mod allocations;
 #[cfg(windows)]
 mod file;
 #[cfg(windows)]
+mod nothing;
+#[cfg(windows)]
 mod pingpong;
 #[cfg(windows)]
 mod post;
@@ -34,6 +36,8 @@ fn main() -> std::io::Result<()> {
         "tcp-pingpong-1-posted" => ("round trips/s", pingpong::tcp(&queue, 1, true, count)?),
         "tcp-pingpong-64-posted" => ("round trips/s", pingpong::tcp(&queue, 64, true, count)?),
         "pipe-pingpong-64-posted" => ("round trips/s", pingpong::pipe(&queue, 64, true, count)?),
+        // Only by hand: no raw loop does the same.
+        "submit-nothing" => ("operations/s", nothing::nothing(&queue, count)?),
         "post-dequeue" => ("packets/s", post::post(&queue, count)?),
         "file-read-4k-1" => ("reads/s", file::reads(&queue, 1, count)?),
         "file-read-4k-32" => ("reads/s", file::reads(&queue, 32, count)?),
