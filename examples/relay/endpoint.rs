@@ -272,7 +272,11 @@ impl Acceptor {
                     None => sys::pipe_instance(name, false)?,
                 };
                 let instance = Registered::new(Arc::new(instance))?;
-                sys::connect_pipe(&instance).await.0?;
+                match sys::connect_pipe(&instance).await.0 {
+                    // The client came and went before; what it wrote is still there.
+                    Err(error) if error.raw_os_error() == Some(win::ERROR_NO_DATA as i32) => {}
+                    connected => drop(connected?),
+                }
                 Ok(Stream::pipe(name, instance, true))
             }
         }
