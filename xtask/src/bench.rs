@@ -161,8 +161,9 @@ impl Programs {
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         if !output.status.success() {
             let program = program.display();
-            let last = told.lines().last().unwrap_or_default();
-            return Err(format!("{program} {name} {count}: {}: {last}", output.status).into());
+            let traced = |line: &&str| line.contains(":Call ") || line.contains(":Ret ");
+            let said = told.lines().filter(|line| !traced(line)).collect::<Vec<_>>().join("\n");
+            return Err(format!("{program} {name} {count}: {}\n{said}", output.status).into());
         }
         Ok((Line(String::from_utf8_lossy(&output.stdout).into_owned()), told))
     }
