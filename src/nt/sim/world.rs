@@ -446,6 +446,14 @@ impl World {
     pub(super) fn close_port(&mut self, port: PortId) {
         self.ports[port].open = false;
         self.ports[port].packets.clear();
+        self.keep_leaks();
+    }
+
+    /// What is still the kernel's when its queue has gone was leaked on purpose.
+    fn keep_leaks(&self) {
+        for operation in self.operations.values().filter(|operation| !operation.released) {
+            operation.header.keep();
+        }
     }
 
     /// `CreateIoCompletionPort`: ERROR_INVALID_HANDLE for what is closed or no file; "must be opened
@@ -1297,9 +1305,6 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // What is still the kernel's was leaked by its queue, so that this is sound.
-        for operation in self.operations.values().filter(|operation| !operation.released) {
-            operation.header.keep();
-        }
+        self.keep_leaks();
     }
 }
