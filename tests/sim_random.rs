@@ -2,7 +2,8 @@
 //! Random orders of everything a program can do with a queue, against everything the kernel can do,
 //! judged by rules that hold in every order. Scenario 41.
 //!
-//! `IOQUEUE_SIM_SEED=n` runs one seed; `IOQUEUE_SIM_RUNS=n` that many of each kind.
+//! `IOQUEUE_SIM_SEED=n` runs one seed; `IOQUEUE_SIM_RUNS=n` that many of each kind, from
+//! `IOQUEUE_SIM_FIRST=n` on. `cargo xtask soak` does so for as long as one likes.
 
 #[path = "sim/model.rs"]
 mod model;
@@ -13,8 +14,14 @@ use ioqueue::sim::{self, Faults};
 use model::{Rules, Step, draw_steps, play, shrink};
 
 fn runs(usual: u64) -> u64 {
-    match env::var("IOQUEUE_SIM_RUNS") {
-        Ok(runs) => runs.parse().expect("IOQUEUE_SIM_RUNS is a number"),
+    number("IOQUEUE_SIM_RUNS", usual)
+}
+
+fn number(variable: &str, usual: u64) -> u64 {
+    match env::var(variable) {
+        Ok(number) => {
+            number.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {number}"))
+        }
         Err(_) => usual,
     }
 }
@@ -22,7 +29,8 @@ fn runs(usual: u64) -> u64 {
 /// Plays one sequence for each seed. A failure is made as short as it gets first.
 fn sequences(count: u64, faults: Faults, careful: bool, length: usize) {
     let rules = Rules { faults, careful };
-    sim::explore(0..count, |seed| {
+    let first = number("IOQUEUE_SIM_FIRST", 0);
+    sim::explore(first..first.saturating_add(count), |seed| {
         let steps = draw_steps(seed, length);
         if let Some(failure) = sim::find_failure([seed], |seed| play(seed, &rules, &steps)) {
             let (steps, message) = shrink(seed, &rules, steps, failure.message);
