@@ -313,15 +313,16 @@ struct Spread {
     /// whatever the figures' distribution (of fewer than 6 runs: the outermost two).
     low: f64,
     high: f64,
+    runs: usize,
 }
 
 impl Spread {
     fn of(mut figures: Vec<f64>) -> Self {
         figures.sort_by(f64::total_cmp);
-        let count = figures.len();
-        let median = (figures[(count - 1) / 2] + figures[count / 2]) / 2.0;
-        let cut = outside(count);
-        Self { median, low: figures[cut], high: figures[count - 1 - cut] }
+        let runs = figures.len();
+        let median = (figures[(runs - 1) / 2] + figures[runs / 2]) / 2.0;
+        let cut = outside(runs);
+        Self { median, low: figures[cut], high: figures[runs - 1 - cut], runs }
     }
 }
 
@@ -349,7 +350,7 @@ fn table(all: &[Figures]) -> String {
          |---|---|---:|---:|---:|---|---:|---:|---:|\n",
     );
     for Figures { name, unit, raw, queue, ratios } in all {
-        let Spread { median, low, high } = ratios;
+        let Spread { median, low, high, .. } = ratios;
         let _ = writeln!(
             text,
             "| {name} | {unit} | {:.0} | {:.0} | {median:.3} | {low:.3} to {high:.3} | {} | {} | {} |",
@@ -380,28 +381,24 @@ fn short(number: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
-/// An array with a line a row.
+/// An array with a line a row; `min` and `max` are the rate's interval.
 fn json(all: &[Figures]) -> String {
-    let row = |figures: &Figures, implementation: &str, program: &Program, ratios: &Spread| {
+    let row = |figures: &Figures, implementation: &str, program: &Program, ratio: f64| {
         let Figures { name, unit, .. } = figures;
-        let Spread { median, low, high } = &program.rates;
+        let Spread { median, low, high, runs } = &program.rates;
         let calls: f64 = program.calls.values().sum();
         format!(
             "{{\"platform\":\"wine\",\"bench\":\"{name}\",\"impl\":\"{implementation}\",\"rate\":{median:.0},\
-             \"unit\":\"{unit}\",\"ratio_raw\":{:.4},\"allocs\":{},\"calls\":{},\"rate_low\":{low:.0},\
-             \"rate_high\":{high:.0},\"ratio_low\":{:.4},\"ratio_high\":{:.4}}}",
-            ratios.median,
+             \"unit\":\"{unit}\",\"ratio_raw\":{ratio:.4},\"allocs\":{},\"calls\":{},\"min\":{low:.0},\
+             \"max\":{high:.0},\"runs\":{runs}}}",
             short(program.allocations),
             short(calls),
-            ratios.low,
-            ratios.high,
         )
     };
-    let same = Spread::of(vec![1.0]);
     let rows = all.iter().flat_map(|figures| {
         [
-            row(figures, "ioqueue", &figures.queue, &figures.ratios),
-            row(figures, "raw", &figures.raw, &same),
+            row(figures, "ioqueue", &figures.queue, figures.ratios.median),
+            row(figures, "raw", &figures.raw, 1.0),
         ]
     });
     format!("[\n{}\n]\n", rows.collect::<Vec<_>>().join(",\n"))
