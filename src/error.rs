@@ -24,8 +24,11 @@ impl NtStatus {
     }
 
     /// Success or information: the operation did what was asked.
+    ///
+    /// One code of that severity says something else: that a directory's watch has ended because its
+    /// handle was closed (STATUS_NOTIFY_CLEANUP, [MS-ERREF] 2.3.1). It is an error here.
     pub const fn is_success(self) -> bool {
-        self.0 >= 0
+        self.0 >= 0 && self.0 != win::STATUS_NOTIFY_CLEANUP
     }
 
     /// A warning: the operation took place, and its byte count is valid.
@@ -125,6 +128,7 @@ fn table(status: i32) -> Option<u32> {
         win::STATUS_PIPE_DISCONNECTED => win::ERROR_PIPE_NOT_CONNECTED,
         win::STATUS_PIPE_CONNECTED => win::ERROR_PIPE_CONNECTED,
         win::STATUS_NOTIFY_ENUM_DIR => win::ERROR_NOTIFY_ENUM_DIR,
+        win::STATUS_NOTIFY_CLEANUP => win::ERROR_NOTIFY_CLEANUP,
         win::STATUS_DISK_FULL => win::ERROR_DISK_FULL,
         win::STATUS_ACCESS_DENIED => win::ERROR_ACCESS_DENIED,
         win::STATUS_INVALID_HANDLE => win::ERROR_INVALID_HANDLE,
