@@ -21,7 +21,6 @@ use crate::handle::{AnyHandle, AsAnyHandle, HandleId, HandleKind, RawHandle};
 use crate::iocp::{Outcome, Wait};
 use crate::kernel::Kernel;
 use crate::kernel::iocp::CompletionPort;
-use crate::queue::ForeignPacket;
 
 thread_local! {
     /// Somebody tries one seed after the other, and says which failed.
@@ -304,8 +303,7 @@ impl Sim {
     ///
     /// # Panics
     /// When the queue is not this simulation's.
-    pub fn post(&self, queue: &Queue, packet: ForeignPacket) {
-        let ForeignPacket { key, overlapped, bytes } = packet;
+    pub fn post(&self, queue: &Queue, key: usize, overlapped: usize, bytes: u32) {
         let port = self.port_of(queue);
         self.machine.ask(|world| {
             world.foreign += 1;
