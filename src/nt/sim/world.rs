@@ -946,8 +946,8 @@ impl World {
             let object = &self.objects[object];
             object.modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS != 0 && !object.ignores_skip
         };
-        // With skip on, an immediate warning queues a packet or not, by version (PRIOR_ART 3, "skip
-        // and warnings"); with skip off it does.
+        // With skip on, an immediate warning queues a packet or not, by version ("Facts it rests on" in
+        // docs/ARCHITECTURE.md); with skip off it does.
         let wanted = if !skip { true } else { status.is_warning() && self.random.chance(0.5) };
         let gap = operation.plan.gap;
         let packet = self.packet_for(id, wanted);
