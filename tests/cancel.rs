@@ -604,6 +604,49 @@ fn states_may_own_waits() {
     });
 }
 
+// Pitfalls 18 and 21: what the kernel gave back late is dropped by the poll that hears of it, with
+// nothing of the queue borrowed.
+#[test]
+fn what_poll_drops_may_use_the_queue() {
+    ends(|| {
+        let queue = Queue::new().unwrap();
+        let mut clients = Vec::new();
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            let (client, server) = tcp_pair();
+            queue.persist(&server).unwrap();
+            let (beside, drops) = tracked();
+            let inner = queue.clone();
+            let uses = OnDrop(move || {
+                let _beside = &beside;
+                inner.poll(&mut Vec::new(), Some(Duration::ZERO)).unwrap();
+                inner.block_on(inner.spawn(async {})).unwrap();
+                inner.on_foreign_packet(|_| ());
+                let _ = (inner.pending(), format!("{inner:?}"));
+            });
+            // Too large for the buffers between the two, so it stays in flight.
+            let state = (Buffer::new(vec![7; 16 << 20]), uses);
+            let sending = unsafe {
+                queue.submit_at(&server, 0, state, |socket, state, overlapped| {
+                    support::call_send(socket, &raw mut (*state).0, overlapped)
+                })
+            };
+            // Closed under it, so that it cannot be cancelled, and then given up.
+            drop(server);
+            drop(sending);
+            clients.push(client);
+            all.push(drops);
+        }
+        // The last one first: Wine forgets the first one's send otherwise.
+        while let Some(client) = clients.pop() {
+            drop(client);
+        }
+        poll_until(&queue, || all.iter().all(|drops| drops.count() == 1));
+        queue.run().unwrap();
+        assert!(queue.pending().is_empty());
+    });
+}
+
 // Scenario 44, rule 5: a state whose drop panics is dropped once, and its operation is not lost.
 #[test]
 fn a_state_whose_drop_panics_is_dropped_once() {

@@ -537,7 +537,7 @@ fn run_resumes_in_the_order_of_the_packets() {
     });
 }
 
-// W8: what is on the port when the queue goes is nobody's.
+// W7: what is on the port when the queue goes is nobody's.
 #[test]
 fn packets_left_on_the_port_are_harmless() {
     ends(|| {

@@ -18,11 +18,13 @@ use ioqueue::{
     Continuation, Misuse, Overlapped, PersistFailure, Queue, Registered, Task, wait, wait_with,
 };
 use support::{
-    Buffer, OnDrop, call_recv, ends, on_wine, panic_message, poll_once, poll_until, poll_with,
-    recv, recv_beside, tcp_pair, tracked, waker,
+    Buffer, OnDrop, call_recv, depth_of_port, ends, on_wine, panic_message, poll_once, poll_until,
+    poll_with, recv, recv_beside, tcp_pair, tracked, waker,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+/// For what should not have to wait: a wait this long is a hang, and `ends` says so.
+const LONG: Duration = Duration::from_secs(3600);
 
 fn same(one: &Queue, other: &Queue) -> bool {
     one.as_handle().as_raw_handle() == other.as_handle().as_raw_handle()
@@ -346,24 +348,49 @@ fn a_panic_in_a_continuation_leaves_the_others_in_the_queue() {
     });
 }
 
+/// What is kept beside a parked operation that has data, or will have.
+type Kept = (std::net::TcpStream, ioqueue::iocp::Parked<Buffer>, Registered<std::net::TcpStream>);
+
+/// Parks a closure for an operation that ends as soon as the queue is asked.
+fn park(queue: &Queue, closure: impl FnOnce() + 'static) -> Kept {
+    let (mut client, server) = tcp_pair();
+    let server = queue.register(server).unwrap();
+    let overlapped = server.overlapped(Buffer::new([0; 4])).unwrap();
+    let pointer = overlapped.as_ptr(&server).unwrap();
+    call_recv(server.id_raw(), overlapped.state_ptr(), pointer);
+    let parked = wait_with(Continuation::call(closure), &server, overlapped).unwrap();
+    client.write_all(b"x").unwrap();
+    (client, parked, server)
+}
+
 // Q4, Q3: what a panic left in `run` also comes out of `poll`, and before anything newer.
 #[test]
 fn poll_hands_out_what_a_panic_left_in_run() {
     ends(|| {
         let queue = Queue::new().unwrap();
         let log = Log::default();
-        queue.spawn(async { panic!("first") }).detach();
-        let second = log.clone();
-        queue.spawn(async move { second.push(2) }).detach();
+        let mut kept = Vec::new();
+        for number in 0..4 {
+            let log = log.clone();
+            kept.push(park(&queue, move || {
+                log.push(number);
+                assert_ne!(number, 0, "first");
+            }));
+        }
+        while depth_of_port(&queue) < 4 {
+            std::thread::yield_now();
+        }
         catch_unwind(AssertUnwindSafe(|| queue.run())).unwrap_err();
-        let third = log.clone();
-        queue.spawn(async move { third.push(3) }).detach();
+        assert_eq!(depth_of_port(&queue), 0, "one batch");
+        let last = log.clone();
+        queue.spawn(async move { last.push(4) }).detach();
+        assert!(queue.running());
         let mut list = Vec::new();
-        queue.poll(&mut list, None).unwrap();
+        queue.poll(&mut list, Some(LONG)).unwrap();
         for continuation in list.drain(..) {
             continuation.resume();
         }
-        assert_eq!(log.take(), [2, 3]);
+        assert_eq!(log.take(), [0, 1, 2, 3, 4]);
     });
 }
 
@@ -782,30 +809,26 @@ fn a_waker_may_drop_the_last_handle_of_its_queue() {
 fn a_panic_while_closing_still_ends_every_wait() {
     ends(|| {
         let queue = Queue::new().unwrap();
-        let ((_a, one), (_b, two), (_c, three)) = (tcp_pair(), tcp_pair(), tcp_pair());
-        let one = queue.register(one).unwrap();
-        let two = queue.register(two).unwrap();
-        let three = queue.register(three).unwrap();
-        let (mut first, mut second) = (recv(&one, [0; 4]), recv(&two, [0; 4]));
-        let mut third = recv(&three, [0; 4]);
         let log = Log::default();
-        let wakers = [1, 2].map(|number| {
-            let log = log.clone();
-            waker(move || {
-                log.push(number);
-                panic!("number {number}");
-            })
-        });
-        for (receive, waker) in [&mut first, &mut second].into_iter().zip(&wakers) {
-            assert!(poll_with(receive, waker).is_pending());
+        let mut waits = Vec::new();
+        for number in 0..10 {
+            let (client, server) = tcp_pair();
+            let server = queue.register(server).unwrap();
+            let mut receive = recv(&server, [0; 4]);
+            let told = log.clone();
+            let woken = waker(move || {
+                told.push(number);
+                assert!(number > 8, "number {number}");
+            });
+            assert!(poll_with(&mut receive, &woken).is_pending());
+            waits.push((client, server, receive));
         }
-        let told = log.clone();
-        assert!(poll_with(&mut third, &waker(move || told.push(3))).is_pending());
-        catch_unwind(AssertUnwindSafe(|| queue.close(SECOND))).unwrap_err();
+        let unwound = catch_unwind(AssertUnwindSafe(|| queue.close(SECOND))).unwrap_err();
+        assert!(panic_message(&*unwound).starts_with("number "));
         let mut told = log.take();
         told.sort_unstable();
-        assert_eq!(told, [1, 2, 3]);
-        for receive in [first, second, third] {
+        assert_eq!(told, (0..10).collect::<Vec<_>>());
+        for (_, _, receive) in waits {
             assert!(Closed::is(&poll_now(receive).0.unwrap_err()));
         }
         queue.close(SECOND).unwrap();
@@ -852,13 +875,16 @@ fn what_the_kernel_keeps_is_leaked_and_counted() {
                 support::call_send(socket, &raw mut (*state).0, overlapped)
             })
         };
-        assert!(poll_once(&mut sending).is_pending());
+        let log = Log::default();
+        let told = log.clone();
+        assert!(poll_with(&mut sending, &waker(move || told.push(1))).is_pending());
         // Closed under it, so that it cannot be cancelled. Wine then waits for the peer.
         drop(server);
         let closed = queue.close(Duration::from_millis(20));
         match closed {
             Err(undrained) => {
                 assert_eq!((undrained.operations, drops.count()), (1, 0));
+                assert_eq!(log.take(), [1], "who waits is told");
                 assert_eq!(queue.close(Duration::ZERO), Err(undrained));
                 // Its memory cannot be given back, ever; the wait does not hang either.
                 catch_unwind(AssertUnwindSafe(|| poll_once(&mut sending))).unwrap_err();
@@ -886,7 +912,7 @@ fn closing_does_not_wait_for_a_packet_that_cannot_come() {
         let pointer = overlapped.as_ptr_unregistered(&server).unwrap();
         call_recv(server.id_raw(), overlapped.state_ptr(), pointer);
         std::mem::forget(overlapped);
-        queue.close(10 * SECOND).unwrap();
+        queue.close(LONG).unwrap();
     });
 }
 
@@ -1212,7 +1238,7 @@ fn let_go(stage: Stage, end: End, when: When, case: &str) -> u32 {
     let mut queue = Some(queue);
     match when {
         When::QueueLives => {}
-        When::QueueClosed => queue.as_ref().unwrap().close(SECOND).unwrap(),
+        When::QueueClosed => queue.as_ref().unwrap().close(LONG).unwrap(),
         When::QueueGone => queue = None,
         When::HandleGone => server = None,
     }
@@ -1226,7 +1252,7 @@ fn let_go(stage: Stage, end: End, when: When, case: &str) -> u32 {
     if let Some(queue) = queue {
         poll_until(&queue, || !queue.running() || end == End::Forget);
         drop(server);
-        queue.close(SECOND).unwrap_or_else(|undrained| panic!("{case}: {undrained}"));
+        queue.close(LONG).unwrap_or_else(|undrained| panic!("{case}: {undrained}"));
         drop(queue);
     }
     drops.count()
@@ -1268,7 +1294,7 @@ fn the_drop_of_a_state_may_use_the_queue() {
                     queue.spawn(ready(())).detach();
                     let _ = format!("{queue:?}");
                     if way == 4 {
-                        queue.close(SECOND).unwrap();
+                        queue.close(LONG).unwrap();
                     }
                 }
             });
