@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::shell::{self, Result};
 use crate::{cross, runner, setup};
+#[cfg(unix)]
+use crate::{serial, wine};
 
 /// How long one test program may take, in seconds.
 const LIMIT: u32 = 300;
@@ -32,7 +34,7 @@ pub fn test(arguments: &[String]) -> Result<ExitCode> {
     match setup::possible() {
         Err(why) if wine && !native => return Err(why),
         Err(why) if wine => suites.push(Suite::skipped("Windows, under Wine", &why.to_string())),
-        Ok(()) if wine => suites.push(Suite::run("Windows, under Wine", wine_tests()?, &filters)?),
+        Ok(()) if wine => suites.push(on_wine(&filters)?),
         _ => {}
     }
     println!();
@@ -47,10 +49,33 @@ fn native_tests() -> Result<Command> {
     Ok(cargo)
 }
 
-fn wine_tests() -> Result<Command> {
+fn on_wine(filters: &[&str]) -> Result<Suite> {
     let mut cargo = cross::prepare("test", Some(LIMIT))?;
     cargo.args(["--package", "ioqueue"]);
-    Ok(cargo)
+    #[cfg(unix)]
+    let port = serial_port(&mut cargo);
+    let suite = Suite::run("Windows, under Wine", cargo, filters);
+    #[cfg(unix)]
+    drop(port);
+    suite
+}
+
+/// Tells the tests of a serial port; without one they skip, and say so.
+#[cfg(unix)]
+fn serial_port(cargo: &mut Command) -> Option<serial::Port> {
+    let made = wine::ensure()
+        .and_then(|wine| wine.prefix("tests"))
+        .and_then(|prefix| serial::Port::new(&prefix.folder));
+    match made {
+        Ok(port) => {
+            cargo.env("IOQUEUE_TEST_SERIAL", &port.name);
+            Some(port)
+        }
+        Err(why) => {
+            eprintln!("xtask: no serial port for the tests: {why}");
+            None
+        }
+    }
 }
 
 /// One run of `cargo test`, and what is worth saying of it at the end.
