@@ -4,7 +4,8 @@
 //!
 //! - [`submit`] makes the OVERLAPPED, calls a closure that starts the operation, and waits. It sees
 //!   the call's outcome, so nothing is guessed.
-//! - [`Overlapped::as_ptr`] gives the pointer for a call you make yourself; [`wait`] awaits it.
+//! - [`Overlapped::start`] only starts it, and [`wait`] awaits it later; [`Overlapped::as_ptr`] gives
+//!   the pointer for a call you make yourself.
 //! - [`wait_with`] parks a continuation of another event loop instead of a future.
 //!
 //! The module knows Windows' types everywhere and Windows' calls nowhere, so it compiles, and can be
@@ -37,8 +38,14 @@ use crate::trace::event;
 ///
 /// Made right after the call, before anything else can change the thread's last error (pitfall 9):
 ///
-/// ```ignore
-/// Outcome::from_bool(unsafe { ReadFile(handle, buffer, length, null_mut(), overlapped) })
+/// ```no_run
+/// # #[cfg(windows)]
+/// # fn start(handle: ioqueue::RawHandle, buffer: *mut u8, overlapped: *mut ioqueue::iocp::OVERLAPPED) {
+/// # use {ioqueue::iocp::Outcome, windows_sys::Win32::Storage::FileSystem::ReadFile};
+/// let outcome = Outcome::from_bool(unsafe {
+///     ReadFile(handle, buffer, 512, std::ptr::null_mut(), overlapped)
+/// });
+/// # }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome(Told);
@@ -114,6 +121,17 @@ impl Outcome {
     #[cfg(windows)]
     fn from_last_error() -> Self {
         Self::from_error(io::Error::last_os_error().raw_os_error().unwrap_or(0) as u32)
+    }
+
+    /// Why nothing was started, if nothing was: then there is nothing to wait for, and
+    /// [`into_state`](Overlapped::into_state) takes the state of a call made by hand back.
+    ///
+    /// `None` for a warning too, which tells of an operation that took place.
+    pub fn failure(self) -> Option<io::Error> {
+        match self.0 {
+            Told::Failed(code) => status_of(code).to_error(),
+            Told::Pending | Told::Finished | Told::FinishedForGood | Told::Warned(_) => None,
+        }
     }
 
     /// From an NTSTATUS, as a driver's own API or a native call answers.
@@ -495,6 +513,10 @@ fn status_of(code: u32) -> NtStatus {
 // Waiting
 
 /// A future of an operation's end: `(io::Result<u32>, T)`, the bytes moved and what it owned.
+///
+/// The end of a file, and a pipe whose other end is closed, are errors here; through
+/// [`exact`](Self::exact) and [`Completion::read_result`] they are `Ok(0)`. An error may be
+/// [cancelled](crate::error::is_cancelled) or a [`Misuse`] ([`Misuse::of`]).
 ///
 /// The operation was started when this was made and goes on whether it is polled or not. Works under
 /// any executor, as long as somebody polls the queue.
@@ -979,6 +1001,27 @@ where
 }
 
 impl Queue {
+    /// As [`iocp::submit`](submit), for a borrowed handle of this queue.
+    ///
+    /// # Panics
+    /// As there.
+    ///
+    /// # Safety
+    /// As there.
+    #[track_caller]
+    pub unsafe fn submit<T: 'static, C>(
+        &self,
+        handle: &(impl AsAnyHandle + ?Sized),
+        state: T,
+        call: C,
+    ) -> Wait<T>
+    where
+        C: FnOnce(RawHandle, *mut T, *mut OVERLAPPED) -> Outcome,
+    {
+        // SAFETY: passed on.
+        unsafe { self.submit_at(handle, 0, state, call) }
+    }
+
     /// As [`iocp::submit_at`](submit_at), for a borrowed handle of this queue.
     ///
     /// # Panics

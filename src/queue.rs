@@ -1084,7 +1084,8 @@ impl Queue {
     }
 
     /// Asks the system once and appends the continuations that became ready to `runnable`, in the
-    /// order their packets came. Resumes none.
+    /// order their packets came. Resumes none: the caller [resumes](Continuation::resume) each, also
+    /// those it did not park itself (tasks, and the wakers of futures).
     ///
     /// `None` waits for ever, zero never blocks, and with nothing to wait for it returns at once.
     /// A finite wait ends late rather than early: it is rounded up to the system's unit (a

@@ -353,7 +353,8 @@ impl Queue {
         Interval::new(self.inner(), period)
     }
 
-    /// Gives `future` so much time. When that is up, the future is dropped.
+    /// Gives `future` so much time, from when this is first polled. When that is up, the future is
+    /// dropped.
     ///
     /// For an operation use [`Wait::timeout`](crate::iocp::Wait::timeout), which waits for how the
     /// cancelled operation ended, and so loses nothing.

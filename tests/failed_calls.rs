@@ -6,7 +6,10 @@ mod support;
 use ioqueue::iocp::{Outcome, submit};
 use ioqueue::{Overlapped, Queue};
 use support::{call_read, pipe_pair, read};
-use windows_sys::Win32::Foundation::{ERROR_INVALID_PARAMETER, ERROR_INVALID_USER_BUFFER};
+use windows_sys::Win32::Foundation::{
+    ERROR_INVALID_PARAMETER, ERROR_INVALID_USER_BUFFER, ERROR_IO_PENDING, ERROR_MORE_DATA,
+    ERROR_PIPE_CONNECTED,
+};
 
 // W4: the state comes back with the error, and the other operations on the handle stay known.
 #[test]
@@ -63,4 +66,14 @@ fn the_state_of_a_call_that_failed_by_hand_is_taken_back() {
     assert_eq!(unsafe { operation.into_state() }, "state");
     queue.unregister(&server).unwrap();
     assert!(queue.pending().is_empty());
+}
+
+// W1: what a call made by hand is asked before it is waited for.
+#[test]
+fn an_outcome_says_why_nothing_was_started() {
+    let refused = Outcome::from_error(ERROR_INVALID_PARAMETER).failure().unwrap();
+    assert_eq!(refused.raw_os_error(), Some(ERROR_INVALID_PARAMETER as i32));
+    for code in [ERROR_IO_PENDING, ERROR_MORE_DATA, ERROR_PIPE_CONNECTED, 0] {
+        assert!(Outcome::from_error(code).failure().is_none(), "{code}");
+    }
 }

@@ -7,6 +7,8 @@ mod cross;
 mod demo;
 mod lint;
 mod runner;
+#[cfg(unix)]
+mod serial;
 mod setup;
 mod shell;
 mod test;
