@@ -9,6 +9,8 @@
 mod model;
 
 use std::env;
+use std::panic::resume_unwind;
+use std::thread;
 
 use ioqueue::sim::{self, Faults};
 use model::{Rules, Step, draw_steps, play, shrink};
@@ -28,15 +30,23 @@ fn number(variable: &str, usual: u64) -> u64 {
 
 /// Plays one sequence for each seed. A failure is made as short as it gets first.
 fn sequences(count: u64, faults: Faults, careful: bool, length: usize) {
-    let rules = Rules { faults, careful };
+    let rules = Rules { faults, careful, plan: None };
     let first = number("IOQUEUE_SIM_FIRST", 0);
-    sim::explore(first..first.saturating_add(count), |seed| {
+    let play_one = |seed| {
         let steps = draw_steps(seed, length);
         if let Some(failure) = sim::find_failure([seed], |seed| play(seed, &rules, &steps)) {
             let (steps, message) = shrink(seed, &rules, steps, failure.message);
             panic!("{message}\nthe steps:\n  {}", list(&steps));
         }
-    });
+    };
+    let one_seed = env::var_os("IOQUEUE_SIM_SEED").is_some();
+    let end = first.saturating_add(if one_seed { 1 } else { count });
+    // A thread remembers its queues, also those that were forgotten: a new one from time to time.
+    for first in (first..end).step_by(1_000) {
+        let seeds = first..end.min(first.saturating_add(1_000));
+        thread::scope(|scope| scope.spawn(|| sim::explore(seeds, play_one)).join())
+            .unwrap_or_else(|panic| resume_unwind(panic));
+    }
 }
 
 /// A handle that can't be marked, is closed without being unregistered, and whose value comes back
@@ -57,15 +67,15 @@ fn short_orders_with_the_usual_faults() {
 
 #[test]
 fn long_orders_with_the_usual_faults() {
-    sequences(runs(10_000), marked(Faults::default()), false, 60);
+    sequences(runs(25_000), marked(Faults::default()), false, 60);
 }
 
 #[test]
 fn orders_with_wild_faults() {
-    sequences(runs(25_000), marked(Faults::wild()), false, 25);
+    sequences(runs(50_000), marked(Faults::wild()), false, 25);
 }
 
 #[test]
 fn orders_of_a_careful_program_with_wild_faults() {
-    sequences(runs(25_000), Faults::wild(), true, 25);
+    sequences(runs(50_000), Faults::wild(), true, 25);
 }

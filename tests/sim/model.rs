@@ -1,5 +1,7 @@
 //! The steps of a random sequence, what plays them, and the rules they must keep.
 
+#![allow(dead_code)]
+
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
@@ -13,7 +15,7 @@ use std::time::Duration;
 
 use ioqueue::error::Closed;
 use ioqueue::iocp::{self, Cancel, OVERLAPPED, Outcome, Parked, Wait};
-use ioqueue::sim::{self, Faults, Kind, Sim, SimHandle, Traits};
+use ioqueue::sim::{self, End, Faults, Kind, Plan, Sim, SimHandle, Traits};
 use ioqueue::{
     AsAnyHandle, Continuation, Misuse, Overlapped, Persist, Queue, RawHandle, Registered, Task,
 };
@@ -81,6 +83,10 @@ pub enum Step {
     Notify {
         queue: usize,
     },
+    /// The kernel ends the oldest operation on a handle.
+    Complete {
+        handle: usize,
+    },
     /// What the drop of an operation's state will do.
     Mischief {
         operation: usize,
@@ -124,6 +130,8 @@ pub struct Rules {
     /// program duplicates handles here: a duplicate that gets the value of a handle that was closed
     /// while registered can't be told from that, if its original was registered once.
     pub careful: bool,
+    /// How every operation goes; drawn where `None`.
+    pub plan: Option<Plan>,
 }
 
 /// What user code does where the queue runs it (pitfall 21).
@@ -573,6 +581,10 @@ impl Player {
                 let Some(queue) = self.shared.queue(queue) else { return };
                 let _ = queue.notifier().notify();
             }
+            Step::Complete { handle } => {
+                let Some(index) = self.handle(handle) else { return };
+                self.sim.complete(self.handles[index].any(), End::success());
+            }
             Step::Mischief { operation, deed } => {
                 let Some(index) = self.operation(operation) else { return };
                 self.operations[index].record.mischief.set(Some(deed));
@@ -614,6 +626,9 @@ impl Player {
             shared: Rc::clone(&self.shared),
         };
         let target = self.handles[index].any();
+        if let Some(plan) = &self.rules.plan {
+            self.sim.plan(target, plan.clone());
+        }
         let sim = self.sim.clone();
         // An address is not used again before its packet has come (W3). A forged packet may have
         // been taken for it, which does no harm; a call on what is not registered, or on a value
@@ -873,7 +888,10 @@ impl Player {
     /// Lets everything end, and looks whether all was said that had to be said.
     fn finish(mut self) {
         // What nothing else would end.
-        self.handles.iter().for_each(|handle| self.sim.hang_up(handle.any(), false));
+        for handle in &self.handles {
+            self.sim.hang_up(handle.any(), false);
+            while self.rules.plan.is_some() && self.sim.complete(handle.any(), End::success()) {}
+        }
         self.settle();
         for index in 0..self.operations.len() {
             self.look(self.operations.len() - 1 - index);
