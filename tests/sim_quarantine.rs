@@ -105,7 +105,7 @@ fn number(variable: &str, usual: u64) -> u64 {
 
 fn sequences(faults: Faults, careful: bool, length: usize) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let rules = Rules { faults, careful };
+    let rules = Rules { faults, careful, plan: None };
     let (first, count) = (number("IOQUEUE_SIM_FIRST", 0), number("IOQUEUE_SIM_RUNS", 4_000));
     sim::explore(first..first.saturating_add(count), |seed| {
         let steps = draw_steps(seed, length);
