@@ -40,8 +40,11 @@ impl Wake for Flag {
 /// An executor that knows of the queue only that it has to be polled: whoever is woken is polled.
 struct Executor {
     queue: Queue,
-    tasks: RefCell<Vec<(Arc<Flag>, Pin<Box<dyn Future<Output = ()>>>)>>,
+    tasks: RefCell<Vec<Foreign>>,
 }
+
+/// A task of the executor's, and whether it was woken.
+type Foreign = (Arc<Flag>, Pin<Box<dyn Future<Output = ()>>>);
 
 impl Executor {
     fn new(queue: Queue) -> Self {

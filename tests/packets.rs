@@ -244,8 +244,7 @@ fn key_of(queue: &Queue, socket: &impl AsAnyHandle, client: &mut impl Write) -> 
     poll_until(queue, || !packets.borrow().is_empty());
     drop(operation);
     queue.on_foreign_packet(|_| ());
-    let key = packets.borrow()[0].key;
-    key
+    packets.take()[0].key
 }
 
 // W7, pitfall 46: the address of an operation in flight, with every key and also the right one.
