@@ -336,7 +336,8 @@ impl<T: 'static> Overlapped<T> {
     /// What ends before the handle is registered leaves no packet; `wait` sees it all the same.
     ///
     /// # Errors
-    /// [`Misuse::AlreadyWaiting`] when the address was given out for another handle.
+    /// [`Misuse::AlreadyWaiting`] when the address was given out for another handle;
+    /// [`Misuse::WrongQueue`] when the handle is registered with another queue of this thread.
     #[track_caller]
     pub fn as_ptr_unregistered(
         &self,
@@ -346,11 +347,12 @@ impl<T: 'static> Overlapped<T> {
         let slot = self.0.slot();
         match slot.state() {
             // What is registered after all owes a packet.
-            State::Idle => {
-                if self.expose(handle, Location::caller()).is_err() {
-                    slot.expose(None, handle.raw());
-                }
-            }
+            State::Idle => match self.expose(handle, Location::caller()) {
+                Ok(()) => {}
+                // The packet would come where nobody knows the operation.
+                Err(misuse @ Misuse::WrongQueue { .. }) => return Err(misuse),
+                Err(_) => slot.expose(None, handle.raw()),
+            },
             State::Exposed if slot.handle() == handle.raw() => {}
             _ => return Err(Misuse::already_waiting(handle.id())),
         }

@@ -226,3 +226,26 @@ fn a_task_that_is_resumed_after_its_queue_was_closed_is_dropped() {
     drop((device, queue));
     sim.check_leaked(1);
 }
+
+// Q9: what the other queue's port would be told of is refused before the call. Its packet would name an
+// address that may be another operation's by then.
+#[test]
+fn an_address_is_refused_for_a_handle_that_another_queue_of_the_thread_has() {
+    let sim = Sim::quiet();
+    let (queue, other) = (sim.queue().unwrap(), sim.queue().unwrap());
+    let (owned, device) = (other.register(sim.device()).unwrap(), sim.device());
+    other.persist(&device).unwrap();
+    let overlapped = Overlapped::on(&queue, vec![0_u8; 8]).unwrap();
+    for misuse in [
+        overlapped.as_ptr_unregistered(&owned).unwrap_err(),
+        overlapped.as_ptr_unregistered(&device).unwrap_err(),
+    ] {
+        assert!(matches!(misuse, Misuse::WrongQueue { .. }), "{misuse}");
+    }
+    other.unregister(&device).unwrap();
+    overlapped.as_ptr_unregistered(&device).unwrap();
+    // SAFETY: the address was given to no call.
+    drop(unsafe { overlapped.into_state() });
+    drop((owned, device, queue, other));
+    sim.check();
+}
