@@ -348,18 +348,22 @@ fn a_panic_in_a_continuation_leaves_the_others_in_the_queue() {
     });
 }
 
-/// What is kept beside a parked operation that has data, or will have.
+/// What is kept for a parked operation.
 type Kept = (std::net::TcpStream, ioqueue::iocp::Parked<Buffer>, Registered<std::net::TcpStream>);
 
-/// Parks a closure for an operation that ends as soon as the queue is asked.
-fn park(queue: &Queue, closure: impl FnOnce() + 'static) -> Kept {
+/// Parks a continuation for an operation, whose packet is on the port then.
+fn park(queue: &Queue, continuation: Continuation) -> Kept {
     let (mut client, server) = tcp_pair();
     let server = queue.register(server).unwrap();
     let overlapped = server.overlapped(Buffer::new([0; 4])).unwrap();
     let pointer = overlapped.as_ptr(&server).unwrap();
     call_recv(server.id_raw(), overlapped.state_ptr(), pointer);
-    let parked = wait_with(Continuation::call(closure), &server, overlapped).unwrap();
+    let parked = wait_with(continuation, &server, overlapped).unwrap();
+    let before = depth_of_port(queue);
     client.write_all(b"x").unwrap();
+    while depth_of_port(queue) == before {
+        std::thread::yield_now();
+    }
     (client, parked, server)
 }
 
@@ -372,13 +376,11 @@ fn poll_hands_out_what_a_panic_left_in_run() {
         let mut kept = Vec::new();
         for number in 0..4 {
             let log = log.clone();
-            kept.push(park(&queue, move || {
+            let closure = move || {
                 log.push(number);
                 assert_ne!(number, 0, "first");
-            }));
-        }
-        while depth_of_port(&queue) < 4 {
-            std::thread::yield_now();
+            };
+            kept.push(park(&queue, Continuation::call(closure)));
         }
         catch_unwind(AssertUnwindSafe(|| queue.run())).unwrap_err();
         assert_eq!(depth_of_port(&queue), 0, "one batch");
@@ -400,15 +402,8 @@ fn a_panic_in_a_waker_or_a_closure_leaves_the_others_in_the_queue() {
     ends(|| {
         let queue = Queue::new().unwrap();
         let log = Log::default();
-        let mut parked = Vec::new();
-        let mut clients = Vec::new();
+        let mut kept = Vec::new();
         for number in 0..4 {
-            let (mut client, server) = tcp_pair();
-            client.write_all(b"x").unwrap();
-            let server = queue.register(server).unwrap();
-            let overlapped = server.overlapped(Buffer::new([0; 4])).unwrap();
-            let pointer = overlapped.as_ptr(&server).unwrap();
-            call_recv(server.id_raw(), overlapped.state_ptr(), pointer);
             let log = log.clone();
             let resume = move || {
                 log.push(number);
@@ -416,8 +411,7 @@ fn a_panic_in_a_waker_or_a_closure_leaves_the_others_in_the_queue() {
             };
             let continuation =
                 if number < 2 { waker(resume).into() } else { Continuation::call(resume) };
-            parked.push(wait_with(continuation, &server, overlapped).unwrap());
-            clients.push((client, server));
+            kept.push(park(&queue, continuation));
         }
         for panicked in [0, 2] {
             let unwound = catch_unwind(AssertUnwindSafe(|| queue.run())).unwrap_err();
@@ -425,7 +419,7 @@ fn a_panic_in_a_waker_or_a_closure_leaves_the_others_in_the_queue() {
         }
         queue.run().unwrap();
         assert_eq!(log.take(), [0, 1, 2, 3]);
-        for ticket in parked {
+        for (_, ticket, _) in kept {
             assert_eq!(ticket.take().unwrap().0.unwrap(), 1);
         }
     });
