@@ -78,8 +78,8 @@ fn alone(body: impl FnOnce() + Send + 'static) {
 }
 
 /// Rounds until everything has its size, and rounds that count.
-const WARM: usize = 300;
-const COUNTED_ROUNDS: usize = 1000;
+const WARM: usize = 200;
+const COUNTED_ROUNDS: usize = 500;
 
 /// Does `round` often, and fails if the later ones allocate.
 #[track_caller]
