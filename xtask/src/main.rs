@@ -11,6 +11,7 @@ mod runner;
 mod serial;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 mod wine;
 
@@ -24,6 +25,7 @@ test [--native|--wine] [FILTER]   run the tests here, then for Windows under Win
 lint [--all]                      formatting, clippy, docs, licences, types of other systems; --all builds cargo-deny
 demo                              send a file through two relays for Windows and compare what comes out
 bench [--json FILE] [--runs N] [BENCH...]   measure the queue beside raw completion-port loops, under Wine
+soak [--minutes N] [--sanitize] [--seed S]  play random orders on the simulated Windows, plainly or under sanitizers
 cross CARGO ARGUMENTS             run cargo for Windows, and what it builds under Wine: cross test --test pipes
 ";
 
@@ -50,6 +52,7 @@ fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
         "lint" => return lint::lint(rest),
         "demo" => return demo::demo(rest),
         "bench" => return bench::bench(rest),
+        "soak" => return soak::soak(rest),
         "test" => return test::test(rest),
         runner::UNDER_WINE | runner::NATIVELY => return runner::run(command, rest),
         _ => return Err(format!("no such command; these there are:\n{HELP}").into()),
