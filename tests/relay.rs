@@ -331,6 +331,34 @@ fn a_pipe_client_reads_an_end_as_zero_bytes_and_may_go_on_writing() {
     });
 }
 
+// Scenario 2
+#[test]
+fn a_pipe_client_that_goes_without_reading_everything_ends_its_way_well() {
+    alone(|| {
+        let (listener, target) = listen();
+        let pipe = pipe_name();
+        let pipe_side = format!("pipe-listen:{pipe}");
+        let mut relay = Relay::start(&["--once", "1", &pipe_side, &format!("tcp:{target}")]);
+        relay.address();
+        let mut client = client_of(&pipe);
+        client.write_all(b"enough").unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        // More than the pipe and the sockets on the way take in.
+        let mut writing = server.try_clone().unwrap();
+        let writing = thread::spawn(move || {
+            writing.write_all(&pattern(9, 32 << 20))?;
+            writing.shutdown(Shutdown::Write)
+        });
+        client.read_exact(&mut [0]).unwrap();
+        drop(client);
+        let mut bytes = Vec::new();
+        server.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"enough");
+        writing.join().unwrap().unwrap();
+        assert_eq!(relay.end().0, 0);
+    });
+}
+
 #[test]
 fn on_a_pipe_of_bytes_the_end_is_passed_by_closing_it_when_it_is_quiet() {
     alone(|| {
@@ -470,6 +498,20 @@ fn standard_input_and_output_are_a_side() {
         server.write_all(&pattern(6, 300_001)).unwrap();
         drop(server);
         assert!(read_to_end(stdout) == pattern(6, 300_001));
+        assert_eq!(relay.end().0, 0);
+    });
+}
+
+#[test]
+fn what_nobody_reads_keeps_no_connection_open() {
+    alone(|| {
+        let (listener, target) = listen();
+        let mut command = Command::new(Relay::program());
+        command.args(["--linger", "0.3", &format!("tcp:{target}"), "-"]);
+        let mut relay = Relay::with(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let (mut server, _) = listener.accept().unwrap();
+        drop(relay.process.stdout.take());
+        while server.write_all(b"is anybody there?").is_ok() {}
         assert_eq!(relay.end().0, 0);
     });
 }

@@ -356,7 +356,9 @@ unsafe extern "system" fn on_console_event(event: u32) -> BOOL {
     let mut state = CTRL_C.lock().unwrap_or_else(PoisonError::into_inner);
     let (again, waker) = (std::mem::replace(&mut state.0, true), state.1.take());
     drop(state);
-    waker.map(Waker::wake);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
     // Pressed again, it is left to Windows, which ends the program.
     (!again).into()
 }

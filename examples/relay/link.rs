@@ -38,10 +38,7 @@ pub async fn carry(
     let both = async { try_join(forward, back).await.map(|_| ()) };
     // In this order: `until_quiet` relies on it.
     let result = first(both, fate.until_quiet()).await;
-    if result.is_err() {
-        from.fail();
-        to.fail();
-    }
+    (from.complete, to.complete) = (result.is_ok(), result.is_ok());
     result
 }
 
@@ -63,8 +60,10 @@ impl Fate {
                     break;
                 }
             }
-            self.moved.set(self.moved.get() + length as u64);
-            self.report.carried(way, length as u64);
+            if !matches!(sink, Sink::Nowhere) {
+                self.moved.set(self.moved.get() + length as u64);
+                self.report.carried(way, length as u64);
+            }
         }
         match sink.finish().await {
             Ok(Passed::Alone) => {}

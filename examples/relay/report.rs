@@ -88,7 +88,7 @@ impl Report {
             }
             let rate = rate(carried - before, since.elapsed());
             (before, since) = (carried, Instant::now());
-            let line = format!("{} open, {} now", self.totals(), rate);
+            let line = format!("{} open, {}, {rate} now", self.open(), self.totals());
             self.print(&line, if self.on_console { "" } else { "\n" });
         }
     }

@@ -122,15 +122,9 @@ async fn link(
     linger: Duration,
     report: &Rc<Report>,
 ) -> io::Result<()> {
-    let opened = match to {
-        Target::Stream(stream) => Ok(stream),
-        Target::Opener(opener) => opener.open().await,
+    let mut to = match to {
+        Target::Stream(stream) => stream,
+        Target::Opener(opener) => opener.open().await?,
     };
-    match opened {
-        Ok(mut to) => carry(&mut from, &mut to, report, linger).await,
-        Err(error) => {
-            from.fail();
-            Err(error)
-        }
-    }
+    carry(&mut from, &mut to, report, linger).await
 }

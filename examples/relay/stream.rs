@@ -14,26 +14,34 @@ use crate::io::{self as sys, Chunk};
 use crate::threads::{OnThread, blocking};
 
 /// One side of a connection.
+///
+/// Dropped before its end (a failure, Ctrl-C), it resets a TCP connection, so that the peer does not
+/// take a part for the whole. The others cannot be told: they just end.
 pub struct Stream {
     /// For messages.
     pub name: String,
+    /// Everything went both ways.
+    pub complete: bool,
     /// None where nothing ever comes back.
     pub source: Option<Source>,
     pub sink: Sink,
 }
 
+/// How an operation ended, and its buffer.
+type Ended<T> = (io::Result<T>, Vec<u8>);
+
 pub enum Source {
     Tcp(Rc<Registered<TcpStream>>),
     Pipe(Rc<Pipe>),
     File { file: Registered<File>, at: u64 },
-    Stdin(OnThread<Vec<u8>, (io::Result<usize>, Vec<u8>)>),
+    Stdin(OnThread<Vec<u8>, Ended<usize>>),
 }
 
 pub enum Sink {
     Tcp(Rc<Registered<TcpStream>>),
     Pipe(Rc<Pipe>),
     File { file: Registered<File>, at: u64 },
-    Stdout(OnThread<(Vec<u8>, usize), (io::Result<()>, Vec<u8>)>),
+    Stdout(OnThread<(Vec<u8>, usize), Ended<()>>),
     Nowhere,
 }
 
@@ -63,28 +71,32 @@ pub enum Passed {
 }
 
 impl Stream {
+    fn new(name: &str, source: Option<Source>, sink: Sink) -> Self {
+        Self { name: name.into(), complete: false, source, sink }
+    }
+
     pub fn tcp(socket: Registered<TcpStream>) -> io::Result<Self> {
         socket.get().set_nodelay(true)?;
         let name = socket.get().peer_addr().map_or_else(|_| "tcp".into(), |peer| peer.to_string());
         let socket = Rc::new(socket);
-        Ok(Self { name, source: Some(Source::Tcp(Rc::clone(&socket))), sink: Sink::Tcp(socket) })
+        Ok(Self::new(&name, Some(Source::Tcp(Rc::clone(&socket))), Sink::Tcp(socket)))
     }
 
     /// Either end; `messages` says whether the pipe carries them, and is read so.
     pub fn pipe(name: &str, handle: Registered<Arc<File>>, messages: bool) -> Self {
         let pipe = Rc::new(Pipe { handle, messages });
         let source = Some(Source::Pipe(Rc::clone(&pipe)));
-        Self { name: name.into(), source, sink: Sink::Pipe(pipe) }
+        Self::new(name, source, Sink::Pipe(pipe))
     }
 
     pub fn file_to_read(name: &str, file: File) -> io::Result<Self> {
         let source = Some(Source::File { file: Registered::new(file)?, at: 0 });
-        Ok(Self { name: name.into(), source, sink: Sink::Nowhere })
+        Ok(Self::new(name, source, Sink::Nowhere))
     }
 
     pub fn file_to_write(name: &str, file: File) -> io::Result<Self> {
         let sink = Sink::File { file: Registered::new(file)?, at: 0 };
-        Ok(Self { name: name.into(), source: None, sink })
+        Ok(Self::new(name, None, sink))
     }
 
     pub fn standard() -> io::Result<Self> {
@@ -98,12 +110,13 @@ impl Stream {
             (stdout.write_all(&buffer[..length]), buffer)
         })?;
         let source = Some(Source::Stdin(source));
-        Ok(Self { name: "-".into(), source, sink: Sink::Stdout(sink) })
+        Ok(Self::new("-", source, Sink::Stdout(sink)))
     }
+}
 
-    /// Lets a TCP peer know that this is not the end but a failure. The others cannot be told.
-    pub fn fail(&self) {
-        if let Sink::Tcp(socket) = &self.sink {
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let (Some(Source::Tcp(socket)), false) = (&self.source, self.complete) {
             // If it does not work the connection is just closed.
             let _ = sys::reset_on_close(socket.get());
         }
@@ -137,7 +150,7 @@ impl Source {
 
 impl Sink {
     /// Writes the first `length` bytes of `buffer`, all of them, and gives it back.
-    pub async fn write(&mut self, buffer: Vec<u8>, length: usize) -> (io::Result<()>, Vec<u8>) {
+    pub async fn write(&mut self, buffer: Vec<u8>, length: usize) -> Ended<()> {
         let mut chunk = Chunk::new(buffer, length);
         while chunk.start < chunk.end {
             let (written, back) = match self {
