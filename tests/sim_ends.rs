@@ -256,7 +256,7 @@ fn an_operation_may_end_before_the_call_that_started_it_returns() {
     let (sim, queue) = quiet();
     let device = queue.register(sim.device()).unwrap();
     for word in [StatusWord::WithPacket, StatusWord::OnDequeue] {
-        sim.plan(&device, Plan::pends_for(MILLISECOND * 0).status_word(word));
+        sim.plan(&device, Plan::pends_for(std::time::Duration::ZERO).status_word(word));
         let asked = sim.control(&queue, &device, vec![0; 8]);
         assert_eq!(sim.in_flight(&device), 0);
         assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);

@@ -1,7 +1,6 @@
 #![cfg(feature = "sim")]
 //! Every order of up to four steps on two operations, of every kind of cancel, with the status word
-//! before, with and after the packet: more than a million, each judged by the rules of the random
-//! orders.
+//! before, with and after the packet: 390,000 sequences, each judged by the rules of the random orders.
 
 #[path = "sim/model.rs"]
 mod model;
@@ -51,9 +50,11 @@ fn every_order(start: &[Step]) {
             loop {
                 steps.truncate(first);
                 steps.extend(order.iter().map(|&index: &usize| STEPS[index]));
-                let failure = sim::find_failure([0], |seed| play(seed, &rules, &steps));
-                if let Some(failure) = failure {
-                    panic!("{word:?}, {cancel:?}, {steps:#?}: {}", failure.message);
+                if !says_nothing_new(&steps[first..]) {
+                    let failure = sim::find_failure([0], |seed| play(seed, &rules, &steps));
+                    if let Some(failure) = failure {
+                        panic!("{word:?}, {cancel:?}, {steps:#?}: {}", failure.message);
+                    }
                 }
                 if !next(&mut order) {
                     break;
@@ -61,6 +62,26 @@ fn every_order(start: &[Step]) {
             }
         }
     }
+}
+
+/// Whether a step does nothing, so that the order is one of the shorter ones.
+fn says_nothing_new(steps: &[Step]) -> bool {
+    (0..steps.len()).any(|at| {
+        let (step, before) = (steps[at], &steps[..at]);
+        match step {
+            // Once is all there is to them.
+            Step::Cancel { operation } | Step::Look { operation } | Step::Drop { operation } => {
+                before.contains(&Step::Drop { operation })
+                    || before.last() == Some(&step)
+                    || matches!(step, Step::Cancel { .. }) && before.contains(&step)
+            }
+            Step::Unregister { .. } | Step::Close { .. } | Step::CloseQueue { .. } => {
+                before.contains(&step)
+            }
+            Step::Complete { .. } => before.iter().filter(|&it| it == &step).count() == 2,
+            _ => before.last() == Some(&step),
+        }
+    })
 }
 
 /// Counts, least digit last, from no digits to four.

@@ -304,14 +304,23 @@ struct State {
 }
 
 /// The queues, for whoever uses them; and what user code inside them polled.
-#[derive(Default)]
 struct Shared {
+    sim: Sim,
     queues: RefCell<[Option<Queue>; 2]>,
+    /// Was made once: each is made when it is first used.
+    made: [Cell<bool>; 2],
     closed: [Cell<bool>; 2],
     polled: RefCell<Vec<Continuation>>,
 }
 
 impl Shared {
+    fn make_queue(&self, index: usize) -> Option<Queue> {
+        if !self.made[index].replace(true) {
+            self.queues.borrow_mut()[index] = Some(self.sim.queue().unwrap());
+        }
+        self.queue(index)
+    }
+
     fn queue(&self, index: usize) -> Option<Queue> {
         self.queues.borrow()[index].clone()
     }
@@ -446,8 +455,13 @@ struct Player {
 /// Plays a sequence; panics where a rule is broken.
 pub fn play(seed: u64, rules: &Rules, steps: &[Step]) {
     let sim = Sim::with_faults(seed, rules.faults.clone());
-    let shared = Rc::new(Shared::default());
-    *shared.queues.borrow_mut() = [Some(sim.queue().unwrap()), Some(sim.queue().unwrap())];
+    let shared = Rc::new(Shared {
+        sim: sim.clone(),
+        queues: RefCell::default(),
+        made: Default::default(),
+        closed: Default::default(),
+        polled: RefCell::default(),
+    });
     let mut player = Player {
         sim,
         shared,
@@ -504,7 +518,8 @@ impl Player {
                 self.duplicated = true;
             }
             Step::Persist { handle, queue, keep_packets } => {
-                let (Some(index), Some(queue)) = (self.handle(handle), self.shared.queue(queue))
+                let (Some(index), Some(queue)) =
+                    (self.handle(handle), self.shared.make_queue(queue))
                 else {
                     return;
                 };
@@ -514,7 +529,8 @@ impl Player {
                 let _ = queue.persist_with(self.handles[index].any(), options);
             }
             Step::Register { handle, queue } => {
-                let (Some(index), Some(queue)) = (self.handle(handle), self.shared.queue(queue))
+                let (Some(index), Some(queue)) =
+                    (self.handle(handle), self.shared.make_queue(queue))
                 else {
                     return;
                 };
@@ -529,7 +545,8 @@ impl Player {
                 self.handles.insert(index, slot);
             }
             Step::Unregister { handle, queue } => {
-                let (Some(index), Some(queue)) = (self.handle(handle), self.shared.queue(queue))
+                let (Some(index), Some(queue)) =
+                    (self.handle(handle), self.shared.make_queue(queue))
                 else {
                     return;
                 };
@@ -578,7 +595,7 @@ impl Player {
                 self.poll(queue, Duration::from_millis(milliseconds));
             }
             Step::Notify { queue } => {
-                let Some(queue) = self.shared.queue(queue) else { return };
+                let Some(queue) = self.shared.make_queue(queue) else { return };
                 let _ = queue.notifier().notify();
             }
             Step::Complete { handle } => {
@@ -598,7 +615,7 @@ impl Player {
                 self.sim.hang_up(self.handles[index].any(), reset);
             }
             Step::Foreign { queue } => {
-                let Some(queue) = self.shared.queue(queue) else { return };
+                let Some(queue) = self.shared.make_queue(queue) else { return };
                 self.sim.post_foreign(&queue);
             }
             Step::Advance { microseconds } => self.sim.advance(Duration::from_micros(microseconds)),
@@ -613,7 +630,7 @@ impl Player {
     }
 
     fn submit(&mut self, handle: usize, queue: usize, call: Call, length: usize, form: Form) {
-        let (Some(index), Some(on)) = (self.handle(handle), self.shared.queue(queue)) else {
+        let (Some(index), Some(on)) = (self.handle(handle), self.shared.make_queue(queue)) else {
             return;
         };
         let record = Rc::new(Record::default());
@@ -893,13 +910,23 @@ impl Player {
             while self.rules.plan.is_some() && self.sim.complete(handle.any(), End::success()) {}
         }
         self.settle();
-        for index in 0..self.operations.len() {
-            self.look(self.operations.len() - 1 - index);
+        // What ends only now may be heard of later, or never (of a closed queue).
+        let ended: Vec<_> = self
+            .operations
+            .iter()
+            .map(|operation| {
+                let number = operation.record.number.get();
+                number.map_or(!operation.never_started, |number| !self.sim.has(number))
+            })
+            .collect();
+        self.settle();
+        // Twice: a task that has used up its budget is told to come again.
+        for index in (0..self.operations.len()).chain(0..self.operations.len()) {
+            self.look(index);
         }
         self.settle();
         for (index, operation) in self.operations.iter().enumerate() {
-            let number = operation.record.number.get();
-            let has_ended = number.map_or(!operation.never_started, |number| !self.sim.has(number));
+            let has_ended = ended[index];
             let closed = self.shared.closed[operation.queue].get();
             match &operation.held {
                 Held::Wait(..) | Held::Cancel(..) => {
