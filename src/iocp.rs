@@ -868,8 +868,9 @@ fn may_wait<T: 'static>(
 
 /// The ticket for an operation whose continuation is parked in the queue.
 ///
-/// **Dropping it cancels the operation** and drops the continuation; the memory stays until the
-/// kernel is done. Not `Send`. What thread exit and closing the queue do is as for [`Wait`].
+/// **Dropping it cancels the operation** and drops the continuation, unless the operation has ended:
+/// then the continuation is on its way. The memory stays until the kernel is done. Not `Send`. What
+/// thread exit and closing the queue do is as for [`Wait`]; keys come back from `poll` then, too.
 #[must_use = "dropping it cancels the operation"]
 pub struct Parked<T: 'static>(Wait<T>);
 
