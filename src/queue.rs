@@ -924,8 +924,9 @@ impl Inner {
 /// When the last handle is dropped the queue is [closed](Self::close), which waits up to a second
 /// for the kernel to give back what was in flight. At thread exit the thread's own queue cancels,
 /// looks once, and leaks the rest: it never blocks there. A queue from [`new`](Self::new) cannot know
-/// that its thread is going away: [close](Self::close) it, rather than keep it in a `thread_local!`. A task that holds a `Queue` keeps its own
-/// queue from being dropped; let it use [`current`](Self::current) instead.
+/// that its thread is going away: [close](Self::close) it, rather than keep it in a `thread_local!`.
+/// A task that holds a `Queue` keeps its own queue from being dropped; let it use
+/// [`current`](Self::current) instead.
 ///
 /// Once a queue is closed, new operations and registrations are refused with
 /// [`Closed`](crate::error::Closed), tasks were dropped, notifying is harmless, and futures that
