@@ -389,6 +389,34 @@ fn on_a_pipe_of_bytes_the_end_is_passed_by_closing_it_when_it_is_quiet() {
     });
 }
 
+#[test]
+fn a_slow_reader_gets_the_whole_answer_though_only_closing_passes_the_end_on() {
+    const ANSWER: usize = 16 << 20;
+    alone(|| {
+        let pipe = pipe_name();
+        let server = Registered::new(support::pipe_server(&pipe, false)).unwrap();
+        let to = format!("pipe:{pipe}");
+        let mut relay =
+            Relay::start(&["--linger", "0.1", "--once", "1", "tcp-listen:127.0.0.1:0", &to]);
+        let client = connect(&relay.address());
+        let answer = pattern(2, ANSWER);
+        ioqueue::block_on(async {
+            support::connect_pipe(&server).await.0.unwrap();
+            let mut writing = write(&server, answer.clone());
+            client.shutdown(Shutdown::Write).unwrap();
+            // Long enough to be taken for quiet. Nobody reads, so it cannot end well meanwhile.
+            let early = ioqueue::timeout(Duration::from_secs(1), &mut writing).await;
+            assert_eq!(early.unwrap_err().kind(), ErrorKind::TimedOut);
+            let reading = thread::spawn(move || read_to_end(client));
+            assert_eq!(writing.await.0.unwrap() as usize, ANSWER);
+            drop(server);
+            assert!(reading.join().unwrap() == answer);
+        })
+        .unwrap();
+        assert_eq!(relay.end().0, 0);
+    });
+}
+
 // Scenario 11
 #[test]
 fn a_message_longer_than_the_relays_buffer_arrives_whole() {

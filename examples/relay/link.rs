@@ -20,6 +20,8 @@ struct Fate {
     report: Rc<Report>,
     linger: Duration,
     moved: Cell<u64>,
+    /// How many writes are under way.
+    writing: Cell<u32>,
     /// One way has ended so that the other cannot last: it gets to its end, or until it is quiet.
     doomed: Cell<bool>,
 }
@@ -31,8 +33,13 @@ pub async fn carry(
     report: &Rc<Report>,
     linger: Duration,
 ) -> io::Result<()> {
-    let fate =
-        Fate { report: Rc::clone(report), linger, moved: Cell::new(0), doomed: Cell::new(false) };
+    let fate = Fate {
+        report: Rc::clone(report),
+        linger,
+        moved: Cell::new(0),
+        writing: Cell::new(0),
+        doomed: Cell::new(false),
+    };
     let forward = fate.pump(from.source.as_mut(), &mut to.sink, Way::Forward);
     let back = fate.pump(to.source.as_mut(), &mut from.sink, Way::Back);
     let both = async { try_join(forward, back).await.map(|_| ()) };
@@ -77,7 +84,10 @@ impl Fate {
     /// Writes what was read. When nobody is left to read it that is lost, like the rest; what the
     /// reader wrote before it went may still come.
     async fn write(&self, sink: &mut Sink, buffer: Vec<u8>, length: usize) -> io::Result<Vec<u8>> {
-        match sink.write(buffer, length).await {
+        self.writing.set(self.writing.get() + 1);
+        let written = sink.write(buffer, length).await;
+        self.writing.set(self.writing.get() - 1);
+        match written {
             (Err(error), buffer) if is_gone(&error) => {
                 self.doomed.set(true);
                 *sink = Sink::Nowhere;
@@ -87,14 +97,15 @@ impl Fate {
         }
     }
 
-    /// Ends when the connection is doomed and nothing has moved for a while. Must be polled after
-    /// the two ways, in the same task: nothing wakes it when it becomes doomed.
+    /// Ends when the connection is doomed, nothing has moved for a while and nothing is being written:
+    /// a slow reader is not a quiet writer. Must be polled after the two ways, in the same task:
+    /// nothing wakes it when it becomes doomed.
     async fn until_quiet(&self) -> io::Result<()> {
         poll_fn(|_| if self.doomed.get() { Poll::Ready(()) } else { Poll::Pending }).await;
         loop {
             let moved = self.moved.get();
             ioqueue::sleep(self.linger)?.await?;
-            if moved == self.moved.get() {
+            if moved == self.moved.get() && self.writing.get() == 0 {
                 return Ok(());
             }
         }

@@ -14,8 +14,7 @@
 //! named pipes have none, but a pipe of *messages* can carry an empty one, and that is the end here:
 //! readers take it as such without knowing (`ReadFile` answers 0 bytes), and it is what the Docker
 //! engine and everything else on go-winio does. So `pipe-listen` makes pipes of messages, and a
-//! relay that opens one uses it the same way. Messages' limits mean nothing else: what is carried is
-//! bytes.
+//! relay that opens one uses it the same way.
 //!
 //! On a pipe of *bytes*, made by some other program, only closing passes an end on, and that ends
 //! both ways. It is closed when nothing has come from it for `--linger` seconds. A slower answer is
@@ -23,6 +22,12 @@
 //!
 //! A failure (a reset, mostly) ends both ways. On TCP it is passed on as a reset, so that nobody takes
 //! a part for the whole. A pipe, a file and a standard stream have no such thing: they just end.
+//!
+//! # What else it does not do
+//!
+//! Names are looked up once, at the start. Nothing has a time limit: a connection that is quiet, and
+//! not ended on either side, stays. A message protocol's limits are not kept. What a pipe's or a
+//! file's reader left unread when it went is lost, as on any pipe.
 //!
 //! # Exit codes
 //!

@@ -63,7 +63,6 @@ pub enum Got {
 }
 
 /// What became of passing an end on.
-#[derive(PartialEq, Eq)]
 pub enum Passed {
     Alone,
     /// There is no way to end only one direction.
