@@ -6,9 +6,11 @@
 #[path = "sim/support.rs"]
 mod support;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use ioqueue::iocp::Wait;
 use ioqueue::sim::{End, Faults, Kind, OnCancel, Plan, Sim, StatusWord};
 use ioqueue::{Misuse, Persist, PersistFailure, Queue};
 use support::{MILLISECOND, SECOND, open, poll, quiet};
@@ -231,5 +233,60 @@ fn unregistering_again_does_nothing() {
     queue.unregister(&device).unwrap();
     queue.unregister(&device).unwrap();
     drop((device, queue, other));
+    sim.check();
+}
+
+/// Starts an operation and tells the address of its OVERLAPPED.
+fn start_at(sim: &Sim, queue: &Queue, device: &ioqueue::sim::SimHandle) -> (Wait<Vec<u8>>, usize) {
+    let address = Rc::new(Cell::new(0));
+    let (found, call) = (Rc::clone(&address), support::control(sim));
+    let wait = unsafe {
+        queue.submit_at(device, 0, vec![0; 8], move |handle, buffer, overlapped| {
+            found.set(overlapped.addr());
+            call(handle, buffer, overlapped)
+        })
+    };
+    (wait, address.get())
+}
+
+// W3, pitfall 29: an address that owes a packet is not given out again for a forged one.
+#[test]
+fn a_packet_under_another_key_does_not_give_an_address_back() {
+    let (sim, queue) = quiet();
+    let device = sim.device();
+    queue.persist_with(&device, Persist::keep_packets()).unwrap();
+    sim.plan(&device, Plan::at_once().packet_after(SECOND));
+    let (over, address) = start_at(&sim, &queue, &device);
+    queue.block_on(over).unwrap().0.unwrap();
+    sim.post(&queue, 99, address, 8);
+    poll(&queue);
+    assert_eq!(queue.foreign_packets(), 1);
+    let (next, other) = start_at(&sim, &queue, &device);
+    assert_ne!(other, address, "it still owes a packet");
+    assert_eq!(queue.block_on(next).unwrap().0.unwrap(), 8);
+    sim.advance(SECOND);
+    poll(&queue);
+    assert_eq!(queue.foreign_packets(), 1);
+    queue.unregister(&device).unwrap();
+    drop((device, queue));
+    sim.check();
+}
+
+// W3: what owes a packet is given back when the handle's registration ends.
+#[test]
+fn addresses_that_owe_a_packet_come_back_when_their_handle_is_unregistered() {
+    let (sim, queue) = quiet();
+    let device = sim.device();
+    let mut addresses = BTreeSet::new();
+    for _ in 0..1_000 {
+        queue.persist_with(&device, Persist::keep_packets()).unwrap();
+        sim.plan(&device, Plan::at_once());
+        let (over, address) = start_at(&sim, &queue, &device);
+        queue.block_on(over).unwrap().0.unwrap();
+        addresses.insert(address);
+        queue.unregister(&device).unwrap();
+    }
+    assert!(addresses.len() <= 2, "{} addresses", addresses.len());
+    drop((device, queue));
     sim.check();
 }
