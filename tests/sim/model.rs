@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use ioqueue::error::Closed;
-use ioqueue::iocp::{self, Cancel, OVERLAPPED, Outcome, Parked, Wait};
+use ioqueue::iocp::{self, Cancel, OVERLAPPED, Outcome, Parked, Timeout, Wait};
 use ioqueue::sim::{self, End, Faults, Kind, Plan, Sim, SimHandle, Traits};
 use ioqueue::{
     AsAnyHandle, Continuation, Misuse, Overlapped, Persist, Queue, RawHandle, Registered, Task,
@@ -82,6 +82,16 @@ pub enum Step {
     },
     Notify {
         queue: usize,
+    },
+    /// Gives a wait a time limit.
+    Limit {
+        operation: usize,
+        microseconds: u64,
+    },
+    /// A task that sleeps.
+    Sleep {
+        queue: usize,
+        microseconds: u64,
     },
     /// The kernel ends the oldest operation on a handle.
     Complete {
@@ -256,7 +266,9 @@ fn draw_step(draw: &mut Draw) -> Step {
         86..90 => Step::Feed { handle, length: draw.pick(&[1, 10, 60]) },
         90 => Step::HangUp { handle, reset: draw.below(2) == 0 },
         91..94 => Step::Foreign { queue },
-        94..98 => Step::Advance { microseconds: draw.pick(&[1, 1_000, 30_000]) },
+        94 => Step::Limit { operation, microseconds: draw.pick(&[0, 10, 5_000]) },
+        95 => Step::Sleep { queue, microseconds: draw.pick(&[0, 10, 10_900, 50_000]) },
+        96 | 97 => Step::Advance { microseconds: draw.pick(&[1, 1_000, 30_000]) },
         98 => Step::CloseQueue { queue, milliseconds: draw.pick(&[0, 10, 1_000]) },
         _ => Step::DropQueue { queue },
     }
@@ -394,6 +406,7 @@ enum Held {
     Overlapped(Overlapped<State>),
     Wait(Wait<State>, Arc<Woken>),
     Cancel(Cancel<State>, Arc<Woken>),
+    Limited(Timeout<State>, Arc<Woken>),
     Parked(Parked<State>),
     Task(Task<()>),
     /// Parked, and its outcome taken.
@@ -447,6 +460,8 @@ struct Player {
     shared: Rc<Shared>,
     handles: Vec<Slot>,
     operations: Vec<Operation>,
+    /// The tasks that sleep, and on which queue.
+    sleeps: Vec<(usize, Task<()>)>,
     rules: Rules,
     /// Some handle is a duplicate.
     duplicated: bool,
@@ -467,6 +482,7 @@ pub fn play(seed: u64, rules: &Rules, steps: &[Step]) {
         shared,
         handles: Vec::new(),
         operations: Vec::new(),
+        sleeps: Vec::new(),
         duplicated: false,
         rules: rules.clone(),
     };
@@ -597,6 +613,29 @@ impl Player {
             Step::Notify { queue } => {
                 let Some(queue) = self.shared.make_queue(queue) else { return };
                 let _ = queue.notifier().notify();
+            }
+            Step::Limit { operation, microseconds } => {
+                let Some(index) = self.operation(operation) else { return };
+                let operation = &mut self.operations[index];
+                let held = std::mem::replace(&mut operation.held, Held::Gone);
+                operation.held = match held {
+                    Held::Wait(wait, woken) => {
+                        Held::Limited(wait.timeout(Duration::from_micros(microseconds)), woken)
+                    }
+                    other => other,
+                };
+            }
+            Step::Sleep { queue, microseconds } => {
+                let index = queue;
+                let Some(queue) = self.shared.make_queue(index) else { return };
+                let time = Duration::from_micros(microseconds);
+                let (sim, due) = (self.sim.clone(), self.sim.now() + time);
+                let sleep = queue.sleep(time);
+                let done = queue.spawn(async move {
+                    let slept = sleep.await;
+                    assert!(slept.is_err() || sim.now() >= due, "a sleep ended early");
+                });
+                self.sleeps.push((index, done));
             }
             Step::Complete { handle } => {
                 let Some(index) = self.handle(handle) else { return };
@@ -789,6 +828,14 @@ impl Player {
                 }
                 Poll::Pending => Held::Cancel(cancel, woken),
             },
+            Held::Limited(mut limited, woken) => match poll_once(&mut limited, &woken) {
+                Poll::Ready(cancelled) => {
+                    let completion = cancelled.into_completion();
+                    judge(&self.sim, &record, &completion.result(), completion.state);
+                    Held::Gone
+                }
+                Poll::Pending => Held::Limited(limited, woken),
+            },
             Held::Parked(ticket) => {
                 let over = ticket.is_over();
                 match ticket.take() {
@@ -902,6 +949,28 @@ impl Player {
         }
     }
 
+    /// Runs the queues until nothing is running, where everything ends and no key would be lost.
+    fn run(&self) {
+        let ends = |operation: &Operation| {
+            !operation.never_started
+                && !matches!(operation.held, Held::Parked(_) | Held::Taken)
+                // It would take tasks away that nobody resumes meanwhile.
+                && operation.record.mischief.get() != Some(Deed::Poll)
+        };
+        let polled = !self.shared.polled.borrow().is_empty();
+        if polled || self.rules.faults.never_ends > 0.0 || !self.operations.iter().all(ends) {
+            return;
+        }
+        for index in [0, 1] {
+            let Some(queue) = self.shared.queue(index) else { continue };
+            // A wait that can't end is a deadlock, which the simulation finds.
+            match queue.run() {
+                Ok(()) => assert!(self.shared.closed[index].get() || !queue.running()),
+                Err(error) => assert!(Closed::is(&error), "{error}"),
+            }
+        }
+    }
+
     /// Lets everything end, and looks whether all was said that had to be said.
     fn finish(mut self) {
         // What nothing else would end.
@@ -909,6 +978,7 @@ impl Player {
             self.sim.hang_up(handle.any(), false);
             while self.rules.plan.is_some() && self.sim.complete(handle.any(), End::success()) {}
         }
+        self.run();
         self.settle();
         // What ends only now may be heard of later, or never (of a closed queue).
         let ended: Vec<_> = self
@@ -929,7 +999,7 @@ impl Player {
             let has_ended = ended[index];
             let closed = self.shared.closed[operation.queue].get();
             match &operation.held {
-                Held::Wait(..) | Held::Cancel(..) => {
+                Held::Wait(..) | Held::Cancel(..) | Held::Limited(..) => {
                     assert!(!has_ended, "the wait for operation {index} never ends");
                 }
                 Held::Parked(_) => assert!(!has_ended, "operation {index} is never handed out"),
@@ -945,6 +1015,10 @@ impl Player {
                 }
                 Held::Overlapped(_) | Held::Gone => {}
             }
+        }
+        for (queue, sleep) in &self.sleeps {
+            let closed = self.shared.closed[*queue].get();
+            assert!(closed || sleep.is_finished(), "a sleep never ends");
         }
         for index in [0, 1] {
             let Some(queue) = self.shared.queue(index) else { continue };
