@@ -296,8 +296,12 @@ impl Inner {
     }
 
     /// An operation's packet has come. Runs no user code.
-    fn complete(&self, slot: SlotRef, out: &mut Vec<Continuation>) {
-        slot.no_packet_due();
+    fn complete(&self, slot: SlotRef, key: usize, out: &mut Vec<Continuation>) {
+        // One from before the address was used again, under a registration that is gone, tells that
+        // the operation has ended, if it has; but it is not the one that is due (pitfall 55).
+        if self.registry.borrow().has_key(key) {
+            slot.no_packet_due();
+        }
         match slot.state() {
             State::InFlight | State::Cancelling => {
                 let unexpected = slot.state() == State::InFlight;
@@ -578,7 +582,7 @@ impl Inner {
     fn dequeue(&self, timeout_ms: u32, out: &mut Vec<Continuation>) -> io::Result<bool> {
         let mut notified = false;
         self.kernel.dequeue(timeout_ms, |packet| match examine(packet, &self.slab) {
-            Claim::Ended(slot) => self.complete(slot, out),
+            Claim::Ended(slot) => self.complete(slot, packet.key, out),
             Claim::Wake => {
                 self.shared.answered();
                 notified = true;
