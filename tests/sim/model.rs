@@ -938,15 +938,19 @@ impl Player {
     /// Polls until nothing is waited for any more.
     fn settle(&mut self) {
         for _ in 0..200 {
-            let queues = [0, 1].into_iter().filter_map(|index| self.shared.queue(index));
-            let running = queues.into_iter().any(|queue| queue.running());
+            let was_running = self.is_running();
             for queue in [0, 1] {
                 self.poll(queue, Duration::from_millis(100));
             }
-            if !running {
+            // Also after the poll: what it dropped may have spawned a task.
+            if !was_running && !self.is_running() {
                 break;
             }
         }
+    }
+
+    fn is_running(&self) -> bool {
+        [0, 1].into_iter().filter_map(|index| self.shared.queue(index)).any(|it| it.running())
     }
 
     /// Runs the queues until nothing is running, where everything ends and no key would be lost.
