@@ -231,6 +231,9 @@ pub struct Faults {
     pub modes_fail: f64,
     /// Taking a handle off its port fails.
     pub unbind_fails: f64,
+    /// Taking a handle off its port works though something is in flight on it, whose packets then
+    /// come nowhere (pitfall 23). Otherwise that fails.
+    pub unbind_loses: f64,
     /// A new handle gets the value that was closed last.
     pub reuses_values: f64,
     /// A wait ends before its time (pitfall 4).
@@ -266,6 +269,7 @@ impl Default for Faults {
             denies_queries: 0.05,
             modes_fail: 0.02,
             unbind_fails: 0.1,
+            unbind_loses: 0.5,
             reuses_values: 0.7,
             early: 0.1,
             late: 0.1,
@@ -298,6 +302,7 @@ impl Faults {
             denies_queries: 0.0,
             modes_fail: 0.0,
             unbind_fails: 0.0,
+            unbind_loses: 0.0,
             reuses_values: 1.0,
             early: 0.0,
             late: 0.0,
