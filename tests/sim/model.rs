@@ -802,6 +802,8 @@ impl Player {
 
     fn look(&mut self, operation: usize) {
         let Some(index) = self.operation(operation) else { return };
+        // What user code polled inside the queue is resumed before anybody asks whether it was.
+        self.resume(self.shared.polled.take());
         let operation = &mut self.operations[index];
         if self.shared.closed[operation.queue].get() {
             // Documented to panic: the state can't be given back, ever.
@@ -868,18 +870,21 @@ impl Player {
     }
 
     fn poll(&mut self, queue: usize, timeout: Duration) {
-        let index = queue;
-        let Some(queue) = self.shared.queue(index) else { return };
+        let Some(queue) = self.shared.queue(queue) else { return };
         let mut ready = Vec::new();
         queue.poll(&mut ready, Some(timeout)).unwrap();
         ready.extend(self.shared.polled.take());
+        self.resume(ready);
+    }
+
+    fn resume(&self, ready: Vec<Continuation>) {
         for continuation in ready {
             if let Some(key) = continuation.resume() {
-                let record = &self.operations[key].record;
+                let Operation { record, held, queue, .. } = &self.operations[key];
                 record.resumed.set(record.resumed.get() + 1);
                 assert_eq!(record.resumed.get(), 1, "operation {key} was handed out twice");
-                if let Held::Parked(ticket) = &self.operations[key].held {
-                    let over = ticket.is_over() || self.shared.closed[index].get();
+                if let Held::Parked(ticket) = held {
+                    let over = ticket.is_over() || self.shared.closed[*queue].get();
                     assert!(over, "operation {key} was handed out before its end");
                 }
             }
