@@ -967,13 +967,7 @@ impl Player {
                 && operation.record.mischief.get() != Some(Deed::Poll)
         };
         let polled = !self.shared.polled.borrow().is_empty();
-        // A handle that tells nothing of itself can't be told from one that was closed while it was
-        // registered, and whose value it has.
-        let mistaken = self.rules.faults.denies_queries > 0.0
-            && !self.rules.careful
-            && self.handles.iter().any(|handle| matches!(handle, Slot::Closed(_)));
-        let never = self.rules.faults.never_ends > 0.0;
-        if polled || mistaken || never || !self.operations.iter().all(ends) {
+        if polled || self.rules.faults.never_ends > 0.0 || !self.operations.iter().all(ends) {
             return;
         }
         for index in [0, 1] {
