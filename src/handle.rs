@@ -572,11 +572,12 @@ impl Registry {
         self.get(id).is_some_and(|entry| entry.attached)
     }
 
-    /// Whether a completion key is that of a registration, or of one that operations are left of.
+    /// Whether a completion key is that of a registration.
     pub(crate) fn has_key(&self, key: usize) -> bool {
         let index = (key & (usize::MAX >> (usize::BITS - INDEX_BITS))).wrapping_sub(1);
         self.entries.get(index).is_some_and(|entry| {
-            EntryId { index: index as u32, generation: entry.generation }.key() == key
+            let id = EntryId { index: index as u32, generation: entry.generation };
+            entry.attached && id.key() == key
         })
     }
 

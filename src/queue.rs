@@ -299,7 +299,8 @@ impl Inner {
     fn complete(&self, slot: SlotRef, key: usize, out: &mut Vec<Continuation>) {
         // One from before the address was used again, under a registration that is gone, tells that
         // the operation has ended, if it has; but it is not the one that is due (pitfall 55).
-        if self.registry.borrow().has_key(key) {
+        let is_its_own = slot.entry().is_some_and(|entry| entry.key() == key);
+        if is_its_own || self.registry.borrow().has_key(key) {
             slot.no_packet_due();
         }
         match slot.state() {

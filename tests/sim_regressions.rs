@@ -254,30 +254,39 @@ fn an_address_is_refused_for_a_handle_that_another_queue_of_the_thread_has() {
 // which has its address now has ended, if that is so. It is not the packet that this one waits for.
 #[test]
 fn an_address_waits_for_its_own_packet_whatever_other_packet_tells_its_end_first() {
-    let sim = Sim::quiet();
-    let queue = sim.queue().unwrap();
-    let first = queue.register(sim.device()).unwrap();
-    sim.plan(&first, Plan::pends_for(Duration::ZERO));
-    let asked = sim.control(&queue, &first, vec![0; 8]);
-    // It has ended, so nobody looks at the port for it.
-    assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
-    drop(first);
-    let second = queue.register(sim.device()).unwrap();
-    sim.plan(&second, Plan::pends().packet_after(SECOND));
-    let asked = sim.control(&queue, &second, vec![0; 8]);
-    sim.complete(&second, End::success());
-    let mut ready = Vec::new();
-    queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
-    assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
-    let start = call(&sim);
-    // SAFETY: one call, with what was given, and what it returned.
-    let asked = unsafe {
-        second.submit(vec![0; 8], |handle, buffer, overlapped| {
-            assert!(!sim.owes_packet(handle, overlapped), "used again before its packet came");
-            start(handle, buffer, overlapped)
-        })
-    };
-    assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
-    drop((second, queue));
-    sim.check();
+    for more in [false, true] {
+        let sim = Sim::quiet();
+        let queue = sim.queue().unwrap();
+        let first = queue.register(sim.device()).unwrap();
+        sim.plan(&first, Plan::pends_for(Duration::ZERO));
+        let asked = sim.control(&queue, &first, vec![0; 8]);
+        // It has ended, so nobody looks at the port for it.
+        assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
+        // With or without something that keeps the registration from being forgotten.
+        let started = first.overlapped(vec![0; 8]).unwrap();
+        if more {
+            started.as_ptr(&first).unwrap();
+        }
+        drop(first);
+        let second = queue.register(sim.device()).unwrap();
+        sim.plan(&second, Plan::pends().packet_after(SECOND));
+        let asked = sim.control(&queue, &second, vec![0; 8]);
+        sim.complete(&second, End::success());
+        let mut ready = Vec::new();
+        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+        assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
+        let start = call(&sim);
+        // SAFETY: one call, with what was given, and what it returned.
+        let asked = unsafe {
+            second.submit(vec![0; 8], |handle, buffer, overlapped| {
+                assert!(!sim.owes_packet(handle, overlapped), "used again before its packet came");
+                start(handle, buffer, overlapped)
+            })
+        };
+        assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
+        // SAFETY: the address was given to no call.
+        drop(unsafe { started.into_state() });
+        drop((second, queue));
+        sim.check();
+    }
 }
