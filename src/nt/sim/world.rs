@@ -28,7 +28,7 @@ pub(super) type PortId = usize;
 const TICK: Duration = Duration::from_micros(15_625);
 
 /// So many calls in a row to which nothing happened are a loop that will never end.
-const STUCK: u32 = 1_000_000;
+const STUCK: u32 = 200_000;
 
 /// A file object: what handles lead to. Duplicates share one.
 struct Object {
