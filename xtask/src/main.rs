@@ -6,6 +6,7 @@ mod bench;
 mod cross;
 mod demo;
 mod lint;
+mod mutants;
 mod runner;
 #[cfg(unix)]
 mod serial;
@@ -26,6 +27,8 @@ lint [--all]                      formatting, clippy, docs, licences, types of o
 demo                              send a file through two relays for Windows and compare what comes out
 bench [--json FILE] [--runs N] [BENCH...]   measure the queue beside raw completion-port loops, under Wine
 soak [--minutes N] [--sanitize] [--seed S]  play random orders on the simulated Windows, plainly or under sanitizers
+mutants [NAME...]                 break the queue in the ways of mutants/, and show which test notices each
+mutants --generated [ARGUMENTS]   the same with what cargo-mutants makes up, in the queue's core
 cross CARGO ARGUMENTS             run cargo for Windows, and what it builds under Wine: cross test --test pipes
 ";
 
@@ -52,6 +55,7 @@ fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
         "lint" => return lint::lint(rest),
         "demo" => return demo::demo(rest),
         "bench" => return bench::bench(rest),
+        "mutants" => return mutants::mutants(rest),
         "soak" => return soak::soak(rest),
         "test" => return test::test(rest),
         runner::UNDER_WINE | runner::NATIVELY => return runner::run(command, rest),

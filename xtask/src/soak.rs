@@ -381,7 +381,7 @@ pub fn executable(message: &str) -> Option<(String, PathBuf)> {
 }
 
 /// How a program ended.
-enum Ended {
+pub enum Ended {
     Well,
     Badly(std::process::ExitStatus),
     Never(Duration),
@@ -398,7 +398,7 @@ impl std::fmt::Display for Ended {
 }
 
 /// Runs `command` for at most `limit`; what it prints goes to the file `log`.
-fn run_into(command: &mut Command, log: &Path, limit: Duration) -> Result<Ended> {
+pub fn run_into(command: &mut Command, log: &Path, limit: Duration) -> Result<Ended> {
     let file = File::create(log)?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
     let mut child = command.spawn()?;
