@@ -342,7 +342,7 @@ impl Persist {
 }
 
 /// Why a handle was not registered. Nothing is half-registered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PersistError {
     handle: HandleId,
     reason: PersistFailure,
@@ -400,8 +400,9 @@ impl fmt::Display for PersistError {
                  WSA_FLAG_OVERLAPPED)",
             ),
             PersistFailure::AlreadyBound => f.write_str(
-                "it is bound to a completion port already: unregister it there first (before \
-                 Windows 8.1 a handle stays bound until it is closed)",
+                "it is bound to a completion port already, or could not be taken off this queue's: \
+                 unregister it there first (before Windows 8.1 a handle stays bound until it is \
+                 closed)",
             ),
             PersistFailure::WrongQueue => f.write_str(
                 "it is registered with another queue of this thread: unregister it there first",
@@ -409,6 +410,13 @@ impl fmt::Display for PersistError {
             PersistFailure::Closed => Closed.fmt(f),
             PersistFailure::Os(code) => io::Error::from_raw_os_error(*code).fmt(f),
         }
+    }
+}
+
+/// The reason and the sentence: this is what a `main` that returns the error prints.
+impl fmt::Debug for PersistError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}({self})", self.reason)
     }
 }
 

@@ -227,8 +227,9 @@ impl<T> Completion<T> {
 ///
 /// Whether a call you made yourself started anything, the queue cannot know. If it failed at once
 /// (an error other than `ERROR_IO_PENDING` and the warnings), take the state back with
-/// [`into_state`](Self::into_state); merely dropping the `Overlapped` then keeps its memory for as
-/// long as the queue lives. [`start`](Self::start) and [`submit`] look for themselves.
+/// [`into_state`](Self::into_state); merely dropping the `Overlapped` then keeps its memory, and that
+/// of the operations allocated with it, for good. [`start`](Self::start) and [`submit`] look for
+/// themselves.
 ///
 /// If the queue is closed, dropping is still right; [`as_ptr`](Self::as_ptr) is refused.
 pub struct Overlapped<T: 'static>(Ticket<T>);
@@ -273,8 +274,12 @@ impl<T: 'static> Overlapped<T> {
     /// # Panics
     /// When the address was given out already.
     #[must_use]
+    #[track_caller]
     pub fn at(self, offset: u64) -> Self {
-        assert!(self.0.slot().state() == State::Idle, "the operation may be in flight");
+        assert!(
+            self.0.slot().state() == State::Idle,
+            "the offset is set before as_ptr and start: the operation may be in flight"
+        );
         self.0.slot().set_offset(offset);
         self
     }
@@ -615,7 +620,7 @@ impl<T: 'static> Wait<T> {
                 };
                 drop(slot.set_waiter(Continuation::Waker(waiter)));
                 // Cloning and dropping wakers runs code that may have polled the queue.
-                if slot.state() == State::Done {
+                if slot.state() == State::Done || ticket.queue().has_ended() {
                     drop(slot.take_waiter());
                 }
                 match conclude(ticket) {
@@ -878,7 +883,11 @@ impl<T: 'static> Parked<T> {
     /// Whether the outcome is there to be taken.
     pub fn is_over(&self) -> bool {
         match &self.0.0 {
-            Phase::InFlight(ticket) => ticket.slot().state() == State::Done,
+            Phase::InFlight(ticket) => {
+                let slot = ticket.slot();
+                let is_kernels = slot.is_kernels();
+                slot.state() == State::Done || (ticket.queue().has_ended() && !is_kernels)
+            }
             Phase::Over(..) | Phase::Taken => true,
         }
     }
@@ -896,7 +905,8 @@ impl<T: 'static> Parked<T> {
     /// # Errors
     /// The ticket comes back when the operation has not ended.
     pub fn take_exact(self) -> Result<Completion<T>, Self> {
-        self.0.take().map_err(Self)
+        // Also when the queue is closed and the kernel kept the operation.
+        if self.is_over() { self.0.take().map_err(Self) } else { Err(self) }
     }
 
     /// Asks for the operation to be cancelled. The continuation is handed back when it has ended,

@@ -12,7 +12,7 @@ use crate::handle::HandleId;
 /// Each variant names the handle and the source line of the call that it is about. Misuse is
 /// returned, never a panic. It converts into [`io::Error`] (kind `InvalidInput`), from which
 /// [`Misuse::of`] gets it back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Misuse {
     /// An operation was started or awaited on a handle before `persist`.
@@ -133,15 +133,29 @@ impl fmt::Display for Misuse {
             ),
             Self::WrongQueue { .. } => write!(
                 f,
-                "handle {handle} belongs to another queue of this thread: use that queue, or \
-                 unregister the handle there first ({caller})"
+                "handle {handle}, or the operation, belongs to another queue of this thread: make the \
+                 operation with the handle's queue, or unregister the handle there first ({caller})"
             ),
             Self::NotStarted { .. } => write!(
                 f,
-                "no operation was started on handle {handle} with this Overlapped: pass \
-                 as_ptr(&handle) to the call that starts it, then wait ({caller})"
+                "no operation was started on handle {handle} with this Overlapped: start it there \
+                 with start(&handle, ..), or pass as_ptr(&handle) to the call, then wait ({caller})"
             ),
         }
+    }
+}
+
+/// The name and the sentence: this is what a `main` that returns the error prints.
+impl fmt::Debug for Misuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::UnregisteredHandle { .. } => "UnregisteredHandle",
+            Self::PrematureClose { .. } => "PrematureClose",
+            Self::AlreadyWaiting { .. } => "AlreadyWaiting",
+            Self::WrongQueue { .. } => "WrongQueue",
+            Self::NotStarted { .. } => "NotStarted",
+        };
+        f.debug_tuple(name).field(&format_args!("{self}")).finish()
     }
 }
 

@@ -138,9 +138,12 @@ impl Shared {
     /// From now on tasks that are woken are discarded. What was scheduled before is still there.
     ///
     /// Does not wait for the lock where the thread is going away.
-    pub(crate) fn close(&self, exiting: bool) {
-        let _remote = if exiting { self.remote.try_lock().ok() } else { self.remote.lock().ok() };
+    pub(crate) fn close(&self, owner: &Owner, exiting: bool) {
+        let remote = if exiting { self.remote.try_lock().ok() } else { self.remote.lock().ok() };
         self.closed.store(true, Ordering::Release);
+        if let Some(remote) = remote {
+            self.take_over(owner, remote);
+        }
     }
 }
 
@@ -149,6 +152,10 @@ impl Shared {
 /// A queue that waits in [`poll`](crate::Queue::poll) returns from it; one that does not wait
 /// returns from its next `poll` at once. Wake-ups coalesce: any number between two polls costs one
 /// packet. None is lost.
+///
+/// A notifier by itself is nothing that a queue waits for: with nothing else in flight `poll` and
+/// `run` return at once. A loop that is woken by nothing else keeps a [`sleep`](crate::sleep) alive,
+/// or awaits something in [`block_on`](crate::block_on), whose future any `Waker` wakes.
 ///
 /// `Send`, `Sync` and `Clone`. Dropping it does nothing. It keeps the completion port open, so it
 /// may outlive its queue and the queue's thread; notifying is then harmless.

@@ -135,7 +135,11 @@ enum Step {
 /// panic.
 fn insist(panicked: &mut Option<Box<dyn Any + Send>>, mut step: impl FnMut()) {
     while let Err(payload) = catch_unwind(AssertUnwindSafe(&mut step)) {
-        panicked.get_or_insert(payload);
+        match panicked {
+            None => *panicked = Some(payload),
+            // Dropping it may panic too.
+            Some(_) => std::mem::forget(payload),
+        }
     }
 }
 
@@ -461,7 +465,7 @@ impl Inner {
         caller: &'static Location<'static>,
     ) -> Result<EntryId, Misuse> {
         let id = handle.id();
-        if self.ended.get() {
+        if self.closed.get() {
             return Err(Misuse::UnregisteredHandle { handle: id, caller });
         }
         if let Some(registration) = handle.registration() {
@@ -795,14 +799,23 @@ impl Inner {
             // What the kernel has given back is not undrained, though its packet never came.
             self.sweep(true);
             insist(&mut panicked, || self.after_turn());
-            self.shared.close(self.exiting.get());
+            self.shared.close(&self.owner, self.exiting.get());
             insist(&mut panicked, || self.drop_ready_tasks());
             self.ended.set(true);
             insist(&mut panicked, || self.tell_waiters());
             event!(debug, undrained = self.counted.get(), "closed");
             if let Some(payload) = panicked {
-                resume_unwind(payload);
+                // Where nobody can catch it, it would end the process.
+                if self.exiting.get() || std::thread::panicking() {
+                    std::mem::forget(payload);
+                } else {
+                    resume_unwind(payload);
+                }
             }
+        } else if self.ended.get() {
+            // What the kernel kept then, it may have given back since.
+            self.sweep(true);
+            self.after_turn();
         }
         match self.counted.get() {
             0 => Ok(()),
@@ -830,8 +843,8 @@ impl Inner {
         }
     }
 
-    /// Whether a task's future is still to be dropped: another thread is just waking it. Not one that
-    /// is being polled, or in the hands of whoever polled the queue: they see that it is closed.
+    /// Whether a task's future is still to be dropped: another thread is just waking it, or whoever
+    /// polled the queue has it in hand. Not one that is being polled: that sees the close by itself.
     fn has_stragglers(&self) -> bool {
         self.tasks.len() > self.tasks.inside()
     }
@@ -1086,6 +1099,9 @@ impl Queue {
 
     /// Whether anything is waited for: operations (also cancelled ones that are still the
     /// kernel's), unfinished tasks, continuations that were not resumed yet.
+    ///
+    /// A closed queue answers for what the kernel kept ([`Undrained`]), and nothing can be polled for
+    /// there any more: a loop that polls while this is true has to end when it closes its queue.
     pub fn running(&self) -> bool {
         self.inner.is_running()
     }
@@ -1094,7 +1110,8 @@ impl Queue {
     /// order their packets came. Resumes none: the caller [resumes](Continuation::resume) each, also
     /// those it did not park itself (tasks, and the wakers of futures).
     ///
-    /// `None` waits for ever, zero never blocks, and with nothing to wait for it returns at once.
+    /// `None` waits for ever, zero never blocks, and with nothing to wait for it returns at once,
+    /// whatever `timeout` says (a [`Notifier`] is nothing to wait for; a [`sleep`](Self::sleep) is).
     /// A finite wait ends late rather than early: it is rounded up to the system's unit (a
     /// millisecond, and its clock's tick). It also ends when a [`Notifier`] rang, so it may append
     /// nothing. What nobody waits for any more is dropped here.
@@ -1103,7 +1120,8 @@ impl Queue {
     /// What `GetQueuedCompletionStatusEx` says. What was appended until then is valid.
     ///
     /// # Panics
-    /// With whatever the drop of an abandoned operation's state panics; no continuation is lost.
+    /// With whatever the drop of an abandoned operation's state panics; no continuation is lost. (Inside
+    /// a task such a panic ends the process: see [`Task`].)
     pub fn poll(
         &self,
         runnable: &mut Vec<Continuation>,

@@ -19,6 +19,9 @@ use crate::queue::Inner;
 /// Not `Send` unless the output is; awaiting it under another executor works as long as somebody
 /// polls the queue.
 ///
+/// A panic while a task's future is *dropped* (by cancelling, or by closing the queue) ends the
+/// process: it could be told to nobody.
+///
 /// # Panics
 /// Awaiting a task whose future panicked, or whose queue was closed, panics.
 #[must_use = "dropping a task cancels it: await it, or detach it"]

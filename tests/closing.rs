@@ -159,3 +159,23 @@ fn a_sleep_ends_also_when_cloning_its_waker_closes_the_queue() {
     let mut context = Context::from_waker(&waker);
     assert!(matches!(sleep.as_mut().poll(&mut context), Poll::Ready(Err(_))));
 }
+
+// What a queue does on its way out of a panic must not be a second one, which ends the process.
+#[test]
+fn a_queue_that_goes_down_with_a_panic_keeps_further_panics_to_itself() {
+    let outcome = std::panic::catch_unwind(|| {
+        let queue = Queue::new().unwrap();
+        let (_client, server) = tcp_pair();
+        let server = queue.register(server).unwrap();
+        let mut tickets = Vec::new();
+        for _ in 0..2 {
+            let mut operation = Overlapped::on(&queue, Buffer::new([0; 8])).unwrap();
+            unsafe { operation.start(&server, call_recv).unwrap() };
+            let parked = Continuation::call(|| panic!("a parked closure"));
+            tickets.push(wait_with(parked, &server, operation).unwrap());
+        }
+        drop(server);
+        queue.run().unwrap();
+    });
+    assert_eq!(support::panic_message(&*outcome.unwrap_err()), "a parked closure");
+}

@@ -27,7 +27,14 @@ pub fn prepare(subcommand: &str, limit: Option<u32>) -> Result<Command> {
     }
     setup::packages()?;
     wine::ensure()?.prefix("tests")?.keep_server()?;
-    let mut cargo = Toolchain::find()?.cargo(subcommand, WINDOWS);
+    let toolchain = Toolchain::find()?;
+    if matches!(toolchain, Toolchain::Debian) && !shell::root().join("target/cross").exists() {
+        println!(
+            "xtask: no standard library for Windows here: it is built once for debug and once for \
+             release, each in a minute or two ..."
+        );
+    }
+    let mut cargo = toolchain.cargo(subcommand, WINDOWS);
     runner::install(&mut cargo, WINDOWS, runner::UNDER_WINE, limit)?;
     Ok(cargo)
 }

@@ -189,6 +189,8 @@ impl Prefix {
         command.env("WINEPREFIX", &self.folder).env("WINEDEBUG", "-all");
         // No menu entries outside of the prefix, no offers to download .NET or a browser engine.
         command.env("WINEDLLOVERRIDES", "winemenubuilder.exe=d;mscoree=;mshtml=");
+        // Debian's Wine 10 aborts ("free(): invalid pointer") where TMPDIR is set.
+        command.env_remove("TMPDIR");
     }
 
     fn server(&self, option: &str) -> Command {
