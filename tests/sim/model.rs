@@ -424,6 +424,8 @@ struct Operation {
     seen: bool,
     /// The address was given out and never used, which the queue cannot know.
     never_started: bool,
+    /// Started by hand, before its handle was registered.
+    unregistered: bool,
     held: Held,
 }
 
@@ -761,6 +763,7 @@ impl Player {
             }
         };
         let never_started = form == Form::Exposed;
+        let unregistered = form == Form::ByHandUnregistered;
         let handle = index;
         self.operations.push(Operation {
             record,
@@ -769,6 +772,7 @@ impl Player {
             waited,
             seen,
             never_started,
+            unregistered,
             held,
         });
     }
@@ -777,6 +781,11 @@ impl Player {
         let Some(index) = self.operation(operation) else { return };
         let operation = &mut self.operations[index];
         let Some(target) = self.handles.get(operation.handle) else { return };
+        // Its handle may be another by now, on which the wait would never end: nobody ever told the
+        // queue of the one that it was started on.
+        if operation.unregistered && matches!(target, Slot::Closed(_)) {
+            return;
+        }
         let held = std::mem::replace(&mut operation.held, Held::Gone);
         let Held::Overlapped(overlapped) = held else {
             operation.held = held;
