@@ -249,25 +249,37 @@ impl Tree {
         }
         let log = self.target.join("test.log");
         let key = (name.to_string(), runs);
-        let limit = self.took.borrow().get(&key).map(|took| Duration::from_secs(90) + *took * 5);
+        let limit = self.took.borrow().get(&key).map(|took| Duration::from_secs(75) + *took * 5);
         let start = Instant::now();
         let ended = run_into(&mut command, &log, limit.unwrap_or(LIMIT))?;
         self.took.borrow_mut().entry(key).or_insert(start.elapsed());
         let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
-        Ok(match ended {
-            Ended::Well => None,
-            Ended::Badly(_) => Some(match failed(&text) {
-                Some(test) => format!("`{name}` {test}"),
-                None => format!("`{name}`, which crashes"),
-            }),
-            Ended::Never(_) => Some(format!("`{name}`, which hangs")),
-        })
+        let what = match ended {
+            Ended::Well => return Ok(None),
+            Ended::Badly(_) => match failed(&text) {
+                Some(test) => return Ok(Some(format!("`{name}` {test}"))),
+                None => "crashes",
+            },
+            Ended::Never(_) => "hangs",
+        };
+        let mut list = Command::new(program);
+        let list = output(list.arg("--list"))?;
+        Ok(Some(match unfinished(&list, &text) {
+            Some(test) => format!("`{name}` {test}, which {what}"),
+            None => format!("`{name}`, which {what}"),
+        }))
     }
 }
 
 /// The first test that failed, by what its program printed.
 fn failed(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"))
+}
+
+/// The first test that did not come to its end, by a program's list of tests and what it printed.
+fn unfinished<'a>(list: &'a str, text: &str) -> Option<&'a str> {
+    let mut tests = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    tests.find(|test| !text.contains(&format!("test {test} ... ")))
 }
 
 /// Copies what a build needs.
@@ -337,6 +349,8 @@ mod tests {
         let text = "running 2 tests\ntest a ... ok\ntest b ... FAILED\n\nfailures:\n";
         assert_eq!(failed(text), Some("b"));
         assert_eq!(failed("test a ... ok\n"), None);
+        let list = "a: test\nb: test\nc: test\n\n3 tests, 0 benchmarks\n";
+        assert_eq!(unfinished(list, text), Some("c"));
     }
 
     #[test]
