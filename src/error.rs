@@ -7,6 +7,12 @@ use std::io;
 use windows_sys::Win32::Foundation as win;
 use windows_sys::Win32::Networking::WinSock as sock;
 
+/// What a cancelled operation ends with on Unix (`ECANCELED`).
+#[cfg(unix)]
+const CANCELLED: i32 = libc::ECANCELED;
+#[cfg(not(unix))]
+const CANCELLED: i32 = -1;
+
 /// How the kernel says an operation ended: an NTSTATUS ([MS-ERREF] 2.3).
 ///
 /// The two high bits are the severity: success, information, warning (the operation took place,
@@ -17,7 +23,31 @@ pub struct NtStatus(pub i32);
 /// The facility that carries Win32 codes inside an NTSTATUS (`FACILITY_NTWIN32`, [MS-ERREF] 2.3).
 const FROM_WIN32: u32 = 0xC007_0000;
 
+/// An `errno` in NTSTATUS clothes: severity error, the bit for codes that are not Microsoft's, and a
+/// facility of ours.
+#[cfg(unix)]
+const FROM_ERRNO: u32 = 0xE0F1_0000;
+
 impl NtStatus {
+    /// An error number of Unix, as a status.
+    #[cfg(unix)]
+    pub(crate) const fn from_errno(errno: i32) -> Self {
+        Self((FROM_ERRNO | errno as u32 & 0xFFFF) as i32)
+    }
+
+    /// The error number of Unix that it was made from.
+    #[cfg(unix)]
+    const fn errno(self) -> Option<i32> {
+        let status = self.0 as u32;
+        if status & 0xFFFF_0000 == FROM_ERRNO { Some((status & 0xFFFF) as i32) } else { None }
+    }
+
+    /// Off Unix there is none.
+    #[cfg(not(unix))]
+    const fn errno(self) -> Option<i32> {
+        None
+    }
+
     /// A Win32 error code in NTSTATUS clothes, for a call that failed at once and left only that.
     pub const fn from_win32(code: u32) -> Self {
         Self((FROM_WIN32 | code & 0xFFFF) as i32)
@@ -40,6 +70,7 @@ impl NtStatus {
     pub const fn is_cancelled(self) -> bool {
         self.0 == win::STATUS_CANCELLED
             || self.0 == Self::from_win32(win::ERROR_OPERATION_ABORTED).0
+            || matches!(self.errno(), Some(CANCELLED))
     }
 
     /// Whether there is nothing more to read: the end of a file, or of a pipe whose other end is
@@ -72,9 +103,14 @@ impl NtStatus {
         table(self.0).unwrap_or_else(|| fallback(self.0))
     }
 
-    /// The error this status is, `None` for success. `raw_os_error` is [`to_win32`](Self::to_win32).
+    /// The error this status is, `None` for success. `raw_os_error` is [`to_win32`](Self::to_win32);
+    /// on the kernels of Unix it is their `errno`.
     pub fn to_error(self) -> Option<io::Error> {
-        (!self.is_success()).then(|| io::Error::from_raw_os_error(self.to_win32() as i32))
+        if self.is_success() {
+            return None;
+        }
+        let code = self.errno().unwrap_or_else(|| self.to_win32() as i32);
+        Some(io::Error::from_raw_os_error(code))
     }
 }
 
@@ -155,11 +191,14 @@ fn fallback(_: i32) -> u32 {
     win::ERROR_MR_MID_NOT_FOUND
 }
 
-/// Whether an error says that the operation was cancelled (`ERROR_OPERATION_ABORTED`).
+/// Whether an error says that the operation was cancelled (`ERROR_OPERATION_ABORTED`, `ECANCELED`).
 ///
 /// `io::ErrorKind` has no name for it; the standard library calls it `TimedOut`.
 pub fn is_cancelled(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(win::ERROR_OPERATION_ABORTED as i32) || Closed::is(error)
+    let code = error.raw_os_error();
+    code == Some(win::ERROR_OPERATION_ABORTED as i32)
+        || code == Some(CANCELLED)
+        || Closed::is(error)
 }
 
 /// The queue was closed: what waited for it was cancelled, and it takes nothing new.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use crate::Queue;
 use crate::error::{Closed, Refused};
-use crate::kernel::iocp::Mark;
+use crate::kernel::Mark;
 use crate::operation::SlotRef;
 use crate::queue::Inner;
 
@@ -58,14 +58,24 @@ pub enum HandleKind {
 pub struct AnyHandle<'a> {
     raw: RawHandle,
     kind: HandleKind,
+    /// What lends it closes it, and nobody else does.
+    by_owner: bool,
     registration: Option<&'a Registration>,
     borrow: PhantomData<&'a ()>,
 }
 
 impl<'a> AnyHandle<'a> {
-    #[cfg(any(windows, feature = "sim"))]
     pub(crate) fn new(raw: RawHandle, kind: HandleKind) -> Self {
-        Self { raw, kind, registration: None, borrow: PhantomData }
+        Self { raw, kind, by_owner: false, registration: None, borrow: PhantomData }
+    }
+
+    /// Lent by the one that owns it: as long as that is there, the handle is open.
+    pub(crate) fn by_owner(self) -> Self {
+        Self { by_owner: true, ..self }
+    }
+
+    pub(crate) fn is_lent_by_owner(&self) -> bool {
+        self.by_owner
     }
 
     /// The handle's value.
@@ -129,6 +139,17 @@ impl AsAnyHandle for AnyHandle<'_> {
     }
 }
 
+macro_rules! through_reference {
+    ($($pointer:ty),*) => {$(
+        impl<H: AsAnyHandle + ?Sized> AsAnyHandle for $pointer {
+            fn as_any_handle(&self) -> AnyHandle<'_> {
+                AnyHandle { by_owner: false, ..(**self).as_any_handle() }
+            }
+        }
+    )*};
+}
+through_reference!(&H, &mut H);
+
 macro_rules! through_pointer {
     ($($pointer:ty),*) => {$(
         impl<H: AsAnyHandle + ?Sized> AsAnyHandle for $pointer {
@@ -138,7 +159,7 @@ macro_rules! through_pointer {
         }
     )*};
 }
-through_pointer!(&H, &mut H, Box<H>, Rc<H>, std::sync::Arc<H>);
+through_pointer!(Box<H>, Rc<H>, std::sync::Arc<H>);
 
 #[cfg(windows)]
 mod std_types {
@@ -183,6 +204,52 @@ mod std_types {
     impl<'a> From<BorrowedSocket<'a>> for AnyHandle<'a> {
         fn from(socket: BorrowedSocket<'a>) -> Self {
             Self::new(socket.as_raw_socket() as usize as super::RawHandle, HandleKind::Socket)
+        }
+    }
+}
+
+#[cfg(unix)]
+mod std_types {
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+    use std::os::unix::net as unix;
+    use std::ptr::without_provenance_mut;
+    use std::{fs, io, net, process};
+
+    use super::{AnyHandle, AsAnyHandle, HandleKind};
+
+    macro_rules! owners {
+        ($kind:ident: $($of:ty),*) => {$(
+            impl AsAnyHandle for $of {
+                fn as_any_handle(&self) -> AnyHandle<'_> {
+                    of_descriptor(self.as_fd(), HandleKind::$kind).by_owner()
+                }
+            }
+        )*};
+    }
+    owners!(Handle: OwnedFd, fs::File);
+    owners!(Handle: process::ChildStdin, process::ChildStdout, process::ChildStderr);
+    owners!(Socket: net::TcpStream, net::TcpListener, net::UdpSocket);
+    owners!(Socket: unix::UnixStream, unix::UnixListener, unix::UnixDatagram);
+
+    macro_rules! borrowers {
+        ($($of:ty),*) => {$(
+            impl AsAnyHandle for $of {
+                fn as_any_handle(&self) -> AnyHandle<'_> {
+                    of_descriptor(self.as_fd(), HandleKind::Handle)
+                }
+            }
+        )*};
+    }
+    borrowers!(BorrowedFd<'_>, io::Stdin, io::Stdout, io::Stderr);
+
+    fn of_descriptor(fd: BorrowedFd<'_>, kind: HandleKind) -> AnyHandle<'_> {
+        let value = usize::try_from(fd.as_raw_fd()).expect("an open descriptor is not negative");
+        AnyHandle::new(without_provenance_mut(value), kind)
+    }
+
+    impl<'a> From<BorrowedFd<'a>> for AnyHandle<'a> {
+        fn from(fd: BorrowedFd<'a>) -> Self {
+            of_descriptor(fd, HandleKind::Handle)
         }
     }
 }
@@ -303,6 +370,7 @@ impl<H> AsAnyHandle for Registered<H> {
         AnyHandle {
             raw: self.registration.raw,
             kind: self.registration.kind,
+            by_owner: false,
             registration: Some(&self.registration),
             borrow: PhantomData,
         }
@@ -453,6 +521,19 @@ const INDEX_BITS: u32 = if usize::BITS == 64 { 32 } else { 20 };
 const GENERATION_MASK: usize = usize::MAX >> INDEX_BITS;
 
 impl EntryId {
+    /// The registration's place in the registry. No other has it while this one, or an operation
+    /// that was started under it, is there.
+    #[cfg(unix)]
+    pub(crate) fn index(self) -> usize {
+        self.index as usize
+    }
+
+    /// The place that a registration's key speaks of.
+    #[cfg(unix)]
+    pub(crate) fn index_of_key(key: usize) -> usize {
+        (key & (usize::MAX >> (usize::BITS - INDEX_BITS))).wrapping_sub(1)
+    }
+
     /// The completion key: never 0, never all ones.
     pub(crate) fn key(self) -> usize {
         (self.generation as usize & GENERATION_MASK) << INDEX_BITS | (self.index as usize + 1)
@@ -481,25 +562,31 @@ struct Entry {
 
 /// Which handle values are registered, and what was started on each.
 ///
-/// Looking a handle up is an index into an array: handle values are small multiples of four.
+/// Looking a handle up is an index into an array: handle values are small.
 #[derive(Default)]
 pub(crate) struct Registry {
     entries: Vec<Entry>,
     free: Vec<u32>,
-    /// Entry index plus one by handle value / 4; 0 is none.
+    /// Entry index plus one by the handle's place; 0 is none.
     near: Vec<u32>,
     /// The same for values too large for an array.
     far: BTreeMap<usize, u32>,
     attached: usize,
 }
 
-/// How many handle values the array covers: 4 MiB at the most, for handles up to 0x400000.
+/// How many handle values the array covers, in 4 MiB at the most: for handles up to 0x400000, or a
+/// million descriptors.
 const NEAR: usize = 1 << 20;
+
+/// Where a handle's value stands in the array. Windows' are multiples of four.
+fn place_of(raw: RawHandle) -> usize {
+    if cfg!(windows) { raw.addr() >> 2 } else { raw.addr() }
+}
 
 impl Registry {
     /// The registration a handle value leads to.
     pub(crate) fn lookup(&self, raw: RawHandle) -> Option<EntryId> {
-        let place = raw.addr() >> 2;
+        let place = place_of(raw);
         let index = match self.near.get(place) {
             Some(&index) => index,
             None => self.far.get(&place).copied().unwrap_or(0),
@@ -509,7 +596,7 @@ impl Registry {
     }
 
     fn set(&mut self, raw: RawHandle, index: Option<u32>) {
-        let place = raw.addr() >> 2;
+        let place = place_of(raw);
         let value = index.map_or(0, |index| index + 1);
         if place < NEAR {
             if place >= self.near.len() {

@@ -27,9 +27,12 @@ pub use windows_sys::Win32::System::IO::OVERLAPPED;
 use crate::Queue;
 use crate::continuation::Continuation;
 use crate::error::{Closed, NtStatus, Refused};
-use crate::handle::{AnyHandle, AsAnyHandle, HandleId, RawHandle, Registered};
+use crate::handle::{
+    AnyHandle, AsAnyHandle, HandleId, Persist, PersistError, RawHandle, Registered,
+};
 use crate::misuse::Misuse;
-use crate::operation::{ENDED_AT_ONCE, Ending, OutOfMemory, State, Ticket};
+use crate::op::Request;
+use crate::operation::{ENDED_AT_ONCE, Ending, OutOfMemory, SlotRef, State, Ticket};
 use crate::queue::Inner;
 use crate::time::Sleep;
 use crate::trace::event;
@@ -134,6 +137,12 @@ impl Outcome {
         }
     }
 
+    /// From an error number of Unix: nothing was started.
+    #[cfg(unix)]
+    pub(crate) const fn from_errno(errno: i32) -> Self {
+        Self(Told::Failed(NtStatus::from_errno(errno).0 as u32))
+    }
+
     /// From an NTSTATUS, as a driver's own API or a native call answers.
     pub const fn from_status(status: i32) -> Self {
         let status = NtStatus(status);
@@ -169,6 +178,10 @@ enum Verdict {
     Kernel,
     Closed,
     Misuse(Misuse),
+    /// The handle could not be registered.
+    Persist(PersistError),
+    /// The queue's kernel has no overlapped calls.
+    NoOverlapped,
 }
 
 impl<T> Completion<T> {
@@ -183,6 +196,8 @@ impl<T> Completion<T> {
             (None, _) => Ok(self.bytes),
             (Some(_), Verdict::Misuse(misuse)) => Err(misuse.into()),
             (Some(_), Verdict::Closed) => Err(Closed.into()),
+            (Some(_), Verdict::Persist(error)) => Err(error.into()),
+            (Some(_), Verdict::NoOverlapped) => Err(no_overlapped()),
             (Some(error), Verdict::Kernel) => Err(error),
         }
     }
@@ -263,6 +278,9 @@ impl<T: 'static> Overlapped<T> {
     ) -> Result<Self, Refused<T>> {
         if queue.is_closed() {
             return Err(Refused::new(Closed, state));
+        }
+        if !queue.kernel.has_overlapped() {
+            return Err(Refused::new(no_overlapped(), state));
         }
         Ticket::new(queue, state, caller).map(Self).map_err(|(OutOfMemory, state)| {
             Refused::new(io::Error::from(io::ErrorKind::OutOfMemory), state)
@@ -421,7 +439,7 @@ impl<T: 'static> Overlapped<T> {
         C: FnOnce(RawHandle, *mut T, *mut OVERLAPPED) -> Outcome,
     {
         let handle = handle.as_any_handle();
-        let failed = self.begin(handle, call, Location::caller()).err();
+        let failed = self.begin(handle, overlapped_call(call), Location::caller()).err();
         failed.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
@@ -432,7 +450,7 @@ impl<T: 'static> Overlapped<T> {
         caller: &'static Location<'static>,
     ) -> Result<(), NotStarted>
     where
-        C: FnOnce(RawHandle, *mut T, *mut OVERLAPPED) -> Outcome,
+        C: FnOnce(SlotRef, *mut T) -> Outcome,
     {
         let (queue, slot) = (self.0.queue(), self.0.slot());
         if slot.state() != State::Idle {
@@ -444,13 +462,12 @@ impl<T: 'static> Overlapped<T> {
         }
         event!(trace, handle = %handle.id(), kind = slot.kind(), "starting");
         self.expose(handle, caller).map_err(NotStarted::Misuse)?;
-        match call(handle.raw(), self.0.state_ptr(), slot.overlapped()).0 {
+        match call(slot, self.0.state_ptr()).0 {
             Told::Pending => slot.set_started(),
             // What took place has left its status before the call returned.
             Told::Warned(status) => {
-                let is_refused = slot.is_kernels()
-                    && !queue.kernel.cancel(slot.handle(), slot.overlapped())
-                    && slot.is_kernels();
+                let is_refused =
+                    slot.is_kernels() && !queue.kernel.cancel(slot) && slot.is_kernels();
                 if is_refused {
                     self.unexpose();
                     return Err(NotStarted::Call(status));
@@ -480,10 +497,26 @@ impl<T: 'static> Overlapped<T> {
     }
 }
 
+/// A call of the user's, as the queue makes it.
+fn overlapped_call<T, C>(call: C) -> impl FnOnce(SlotRef, *mut T) -> Outcome
+where
+    C: FnOnce(RawHandle, *mut T, *mut OVERLAPPED) -> Outcome,
+{
+    |slot, state| call(slot.handle(), state, slot.overlapped())
+}
+
 impl<T: 'static> fmt::Debug for Overlapped<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Overlapped").field("state", &self.0.slot().state()).finish_non_exhaustive()
     }
+}
+
+/// What a queue says that has no completion port.
+fn no_overlapped() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "this queue's kernel knows no OVERLAPPED: use the operations of Registered",
+    )
 }
 
 /// Why an operation was not started.
@@ -552,6 +585,11 @@ enum Phase<T: 'static> {
 impl<T: 'static> Unpin for Wait<T> {}
 
 impl<T: 'static> Wait<T> {
+    /// A wait for what was never started.
+    fn failed(queue: &Rc<Inner>, status: NtStatus, verdict: Verdict, state: T) -> Self {
+        Self(Phase::Over(Completion::failed(status, verdict, state), Some(Rc::clone(queue))))
+    }
+
     /// Waits for an operation that is Exposed or Done.
     fn watch(ticket: Ticket<T>, caller: &'static Location<'static>) -> Self {
         let (queue, slot) = (Rc::clone(ticket.queue()), ticket.slot());
@@ -596,7 +634,7 @@ impl<T: 'static> Wait<T> {
         Exact(self)
     }
 
-    fn poll_completion(&mut self, context: &mut Context<'_>) -> Poll<Completion<T>> {
+    pub(crate) fn poll_completion(&mut self, context: &mut Context<'_>) -> Poll<Completion<T>> {
         match std::mem::replace(&mut self.0, Phase::Taken) {
             Phase::Over(completion, queue) => {
                 // A handle that is always ready must not starve the others (pitfall 12).
@@ -713,11 +751,17 @@ impl<T: 'static> Future for Exact<T> {
 /// [`Cancelled::Cancelled`] when the time was up and the operation was cancelled, and
 /// [`Cancelled::Finished`] otherwise. Dropping it is dropping the [`Wait`].
 #[must_use = "dropping it cancels the operation"]
-#[derive(Debug)]
 pub struct Timeout<T: 'static> {
     wait: Wait<T>,
     /// `None` once the operation was cancelled, or when it was over before it began.
     sleep: Option<Sleep>,
+}
+
+impl<T: 'static> Timeout<T> {
+    /// Whether the operation was told to end because the time was up.
+    pub(crate) fn is_up(&self) -> bool {
+        self.sleep.is_none()
+    }
 }
 
 impl<T: 'static> Future for Timeout<T> {
@@ -736,6 +780,12 @@ impl<T: 'static> Future for Timeout<T> {
             ticket.queue().cancel(ticket.slot());
         }
         self.wait.poll_completion(context).map(Cancelled::from)
+    }
+}
+
+impl<T: 'static> fmt::Debug for Timeout<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timeout").field("wait", &self.wait).field("sleep", &self.sleep).finish()
     }
 }
 
@@ -1070,12 +1120,30 @@ fn submit_on<T: 'static, C>(
 where
     C: FnOnce(RawHandle, *mut T, *mut OVERLAPPED) -> Outcome,
 {
-    let over = |completion| Wait(Phase::Over(completion, Some(Rc::clone(queue))));
+    if !queue.kernel.has_overlapped() {
+        let status = NtStatus::from_win32(win::ERROR_NOT_SUPPORTED);
+        return Wait::failed(queue, status, Verdict::NoOverlapped, state);
+    }
+    begin_on(queue, handle, offset, state, overlapped_call(call), caller)
+}
+
+/// Makes the operation, starts it, and waits.
+fn begin_on<T: 'static, C>(
+    queue: &Rc<Inner>,
+    handle: AnyHandle<'_>,
+    offset: u64,
+    state: T,
+    call: C,
+    caller: &'static Location<'static>,
+) -> Wait<T>
+where
+    C: FnOnce(SlotRef, *mut T) -> Outcome,
+{
     let overlapped = match Ticket::new(queue, state, caller) {
         Ok(ticket) => Overlapped(ticket),
         Err((OutOfMemory, state)) => {
             let status = NtStatus::from_win32(win::ERROR_NOT_ENOUGH_MEMORY);
-            return over(Completion::failed(status, Verdict::Kernel, state));
+            return Wait::failed(queue, status, Verdict::Kernel, state);
         }
     };
     overlapped.0.slot().set_offset(offset);
@@ -1084,9 +1152,62 @@ where
         Err(failure) => {
             let (status, verdict) = failure.verdict();
             let Ok(state) = overlapped.0.take() else { unreachable!("it was not started") };
-            over(Completion::failed(status, verdict, state))
+            Wait::failed(queue, status, verdict, state)
         }
     }
+}
+
+/// Starts a portable operation on a registered handle, or finishes it, where that takes no waiting.
+#[inline]
+pub(crate) fn begin_call<H, R: Request>(
+    registered: &Registered<H>,
+    mut request: R,
+    caller: &'static Location<'static>,
+) -> Wait<R> {
+    let registration = registered.registration();
+    let queue = &registration.queue;
+    if queue.takes_calls(registration.entry) {
+        // SAFETY: what the call points to is the request's (a promise of Request), which stays where it
+        // is until the call has been made.
+        let ended = unsafe { queue.kernel.attempt(registration.entry, request.call()) };
+        if let Some(Ending { status, bytes }) = ended {
+            let over = Completion { status, bytes, state: request, verdict: Verdict::Kernel };
+            return Wait(Phase::Over(over, Some(Rc::clone(queue))));
+        }
+    }
+    submit_call(queue, registered.as_any_handle(), request, caller)
+}
+
+/// Starts a portable operation that takes waiting.
+fn submit_call<R: Request>(
+    queue: &Rc<Inner>,
+    handle: AnyHandle<'_>,
+    request: R,
+    caller: &'static Location<'static>,
+) -> Wait<R> {
+    let offset = request.offset();
+    let call = |slot, request: *mut R| {
+        // SAFETY: the request is in the operation's memory now, where it stays until the operation's
+        // end, and nobody else looks at it; what the call points to is its own (a promise of Request).
+        unsafe { queue.kernel.submit(slot, (*request).call()) }
+    };
+    begin_on(queue, handle, offset, request, call, caller)
+}
+
+/// Waits until any handle is ready, which is registered if it is not.
+pub(crate) fn begin_ready<R: Request>(
+    queue: &Rc<Inner>,
+    handle: AnyHandle<'_>,
+    request: R,
+    caller: &'static Location<'static>,
+) -> Wait<R> {
+    if !queue.is_closed() && handle.registration().is_none() {
+        if let Err(error) = queue.persist(handle, Persist::default(), false) {
+            let status = NtStatus::from_win32(win::ERROR_INVALID_HANDLE);
+            return Wait::failed(queue, status, Verdict::Persist(error), request);
+        }
+    }
+    submit_call(queue, handle, request, caller)
 }
 
 impl<H> Registered<H> {

@@ -2,25 +2,38 @@
 //!
 //! A kernel is chosen when the queue is made and paid for once: one `match`, no `dyn`.
 
+pub(crate) mod call;
 pub(crate) mod iocp;
 pub(crate) mod owner;
+#[cfg(unix)]
+pub(crate) mod readiness;
+#[cfg(unix)]
+pub(crate) mod source;
+#[cfg(unix)]
+pub(crate) mod unix;
+#[cfg(target_os = "linux")]
+pub(crate) mod uring;
 
 use std::io;
-#[cfg(any(windows, feature = "sim"))]
 use std::sync::Arc;
 use std::time::Duration;
 
-use windows_sys::Win32::System::IO::OVERLAPPED;
-
+use self::call::Call;
 use self::iocp::packet::Packet;
-use self::iocp::{BindError, Binding, Identity, Mark};
 #[cfg(any(windows, feature = "sim"))]
 use self::iocp::{CompletionPort, post_wake};
-use crate::handle::{HandleKind, RawHandle};
+#[cfg(unix)]
+use self::readiness::Readiness;
+#[cfg(target_os = "linux")]
+use self::uring::Uring;
+use crate::handle::{EntryId, HandleKind, Persist, RawHandle};
+use crate::iocp::Outcome;
 #[cfg(feature = "sim")]
 use crate::nt::sim;
 #[cfg(windows)]
 use crate::nt::windows::{Port, Windows};
+use crate::nt::{NtStatusCode, Win32Error};
+use crate::operation::{Ending, SlotRef};
 
 /// The kernel a queue works on.
 pub(crate) enum Kernel {
@@ -30,30 +43,184 @@ pub(crate) enum Kernel {
     /// One of a simulated Windows.
     #[cfg(feature = "sim")]
     Sim(CompletionPort<sim::Simulated>),
+    /// An io_uring.
+    #[cfg(target_os = "linux")]
+    Uring(Uring),
+    /// epoll, kqueue, or what else says that a descriptor is ready.
+    #[cfg(unix)]
+    Readiness(Readiness),
+}
+
+/// How a handle came to be bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Binding {
+    /// What ends at once with success leaves no packet. False also where that is unknown.
+    pub(crate) skips: bool,
+    pub(crate) mark: Mark,
+}
+
+/// By what a handle is known again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// Windows: whether its file object carries a mode that `persist` has set, or why it did not
+    /// say.
+    Mode(Result<bool, NtStatusCode>),
+    /// Unix: which file it is.
+    #[cfg(unix)]
+    File { device: u64, inode: u64 },
+    /// A [`Registered`](crate::Registered) owns it, so nobody will ask.
+    #[cfg(unix)]
+    Owned,
+}
+
+/// Why a handle could not be bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BindError {
+    /// The value names no open handle.
+    Invalid,
+    /// The handle was opened for synchronous use.
+    Synchronous,
+    /// The handle is bound to a port already; whose, Windows does not say.
+    AlreadyBound,
+    /// Anything else the system says.
+    Os(Win32Error),
+}
+
+/// What a handle value means now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// The handle that was bound, as far as can be told.
+    Same,
+    /// Closed, or closed and given out again for something else.
+    Gone,
+}
+
+/// What a look at the kernel brings.
+pub(crate) enum Event {
+    /// A packet of a completion port, which is only a claim.
+    Packet(Packet),
+    /// An operation of the queue's has ended; its status word says how.
+    #[cfg(unix)]
+    Ended(SlotRef),
+    /// The queue's notifier rang.
+    #[cfg(unix)]
+    Wake,
 }
 
 /// Does the same with whichever kernel it is.
 macro_rules! with {
-    ($kernel:expr, $port:ident => $answer:expr) => {
+    ($kernel:expr, $room:ident => $answer:expr) => {
         match *$kernel {
             #[cfg(windows)]
-            Kernel::Windows(ref $port) => $answer,
+            Kernel::Windows(ref $room) => $answer,
             #[cfg(feature = "sim")]
-            Kernel::Sim(ref $port) => $answer,
+            Kernel::Sim(ref $room) => $answer,
+            #[cfg(target_os = "linux")]
+            Kernel::Uring(ref $room) => $answer,
+            #[cfg(unix)]
+            Kernel::Readiness(ref $room) => $answer,
         }
     };
 }
 
+/// Which kernel a queue works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KernelKind {
+    /// Windows' completion ports.
+    CompletionPort,
+    /// Linux' io_uring, with calls made directly where they do not block.
+    Uring,
+    /// epoll, kqueue, event ports: waits until a call would not block, then makes it.
+    Readiness,
+    /// A simulated Windows, from `ioqueue::sim`.
+    Simulated,
+}
+
+impl KernelKind {
+    /// What `IOQUEUE_KERNEL` asks for. A word that is none of ours is an error, not a default.
+    fn from_environment() -> io::Result<Option<Self>> {
+        let Some(word) = std::env::var_os("IOQUEUE_KERNEL") else { return Ok(None) };
+        Ok(Some(match word.to_str() {
+            Some("iocp") => Self::CompletionPort,
+            Some("uring") => Self::Uring,
+            Some("readiness") => Self::Readiness,
+            Some("sim") => Self::Simulated,
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!(
+                        "IOQUEUE_KERNEL is {}: it names a kernel, one of iocp, uring, readiness, \
+                         sim, or is not set",
+                        word.display()
+                    ),
+                ));
+            }
+        }))
+    }
+}
+
 impl Kernel {
-    /// The kernel of this system.
+    /// The kernel that `IOQUEUE_KERNEL` names, or else the best this system has.
     pub(crate) fn new() -> io::Result<Self> {
-        #[cfg(windows)]
-        return Ok(Self::Windows(CompletionPort::new(Windows)?));
-        #[cfg(not(windows))]
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "ioqueue has no kernel for this system yet: it runs on Windows' completion ports",
-        ));
+        match KernelKind::from_environment()? {
+            Some(kind) => Self::of(kind),
+            None => Self::best(),
+        }
+    }
+
+    #[cfg(windows)]
+    fn best() -> io::Result<Self> {
+        Self::of(KernelKind::CompletionPort)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn best() -> io::Result<Self> {
+        // Too old, or refused by a sandbox: whatever the reason, epoll does the same.
+        Uring::new().map(Self::Uring).or_else(|_| Self::of(KernelKind::Readiness))
+    }
+
+    #[cfg(all(unix, not(target_os = "linux")))]
+    fn best() -> io::Result<Self> {
+        Self::of(KernelKind::Readiness)
+    }
+
+    /// A kernel of this kind, or why there is none.
+    pub(crate) fn of(kind: KernelKind) -> io::Result<Self> {
+        match kind {
+            #[cfg(windows)]
+            KernelKind::CompletionPort => Ok(Self::Windows(CompletionPort::new(Windows)?)),
+            #[cfg(target_os = "linux")]
+            KernelKind::Uring => Uring::new().map(Self::Uring),
+            #[cfg(unix)]
+            KernelKind::Readiness => Readiness::new().map(Self::Readiness),
+            #[cfg(feature = "sim")]
+            KernelKind::Simulated => Ok(Self::Sim(CompletionPort::new(sim::Simulated::quiet())?)),
+            #[allow(unreachable_patterns)]
+            missing => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("this build of ioqueue has no {missing:?} kernel on this system"),
+            )),
+        }
+    }
+
+    /// Which one it is.
+    pub(crate) fn kind(&self) -> KernelKind {
+        match *self {
+            #[cfg(windows)]
+            Self::Windows(_) => KernelKind::CompletionPort,
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => KernelKind::Simulated,
+            #[cfg(target_os = "linux")]
+            Self::Uring(_) => KernelKind::Uring,
+            #[cfg(unix)]
+            Self::Readiness(_) => KernelKind::Readiness,
+        }
+    }
+
+    /// Whether it has completion ports, so that overlapped calls can be made for it.
+    pub(crate) fn has_overlapped(&self) -> bool {
+        matches!(self.kind(), KernelKind::CompletionPort | KernelKind::Simulated)
     }
 
     /// What wakes this kernel's queue, from any thread.
@@ -63,6 +230,10 @@ impl Kernel {
             Self::Windows(ref port) => Alarm::Windows(Arc::clone(port.port())),
             #[cfg(feature = "sim")]
             Self::Sim(ref port) => Alarm::Sim(Arc::clone(port.port())),
+            #[cfg(target_os = "linux")]
+            Self::Uring(ref ring) => Alarm::Unix(Arc::clone(ring.bell())),
+            #[cfg(unix)]
+            Self::Readiness(ref readiness) => Alarm::Unix(Arc::clone(readiness.bell())),
         }
     }
 
@@ -70,38 +241,106 @@ impl Kernel {
         &self,
         handle: RawHandle,
         kind: HandleKind,
-        key: usize,
-        keep_packets: bool,
+        entry: EntryId,
+        options: Persist,
+        owned: bool,
     ) -> Result<Binding, BindError> {
-        with!(self, port => port.bind(handle, kind, key, keep_packets))
+        match *self {
+            #[cfg(windows)]
+            Self::Windows(ref port) => port.bind(handle, kind, entry, options.keep_packets),
+            #[cfg(feature = "sim")]
+            Self::Sim(ref port) => port.bind(handle, kind, entry, options.keep_packets),
+            #[cfg(target_os = "linux")]
+            Self::Uring(ref ring) => ring.bind(handle, kind, entry, owned),
+            #[cfg(unix)]
+            Self::Readiness(ref readiness) => readiness.bind(handle, kind, entry, owned),
+        }
     }
 
-    pub(crate) fn unbind(&self, handle: RawHandle) -> bool {
-        with!(self, port => port.unbind(handle))
+    /// The registration has ended; `left` says that something is still in flight under it.
+    pub(crate) fn unbind(&self, handle: RawHandle, entry: EntryId, left: bool) {
+        with!(self, room => room.unbind(handle, entry, left));
     }
 
     pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
-        with!(self, port => port.identity(handle, mark))
+        with!(self, room => room.identity(handle, mark))
     }
 
-    pub(crate) fn cancel(&self, handle: RawHandle, overlapped: *mut OVERLAPPED) -> bool {
-        with!(self, port => port.cancel(handle, overlapped))
+    /// Asks for an operation to be cancelled; true where there was something to cancel.
+    pub(crate) fn cancel(&self, slot: SlotRef) -> bool {
+        with!(self, room => room.cancel(slot))
     }
 
-    pub(crate) fn dequeue(&self, timeout_ms: u32, sink: impl FnMut(Packet)) -> io::Result<()> {
-        with!(self, port => port.dequeue(timeout_ms, sink))
+    /// Makes the call at once, where that neither blocks nor overtakes another: how it ended, or
+    /// nothing, and then nothing has happened.
+    ///
+    /// # Safety
+    /// What `call` points to is valid while this runs.
+    #[inline]
+    pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
+        match *self {
+            // SAFETY: passed on.
+            #[cfg(target_os = "linux")]
+            Self::Uring(ref ring) => unsafe { ring.attempt(entry, call) },
+            // SAFETY: passed on.
+            #[cfg(unix)]
+            Self::Readiness(ref readiness) => unsafe { readiness.attempt(entry, call) },
+            #[cfg(any(windows, feature = "sim"))]
+            _ => None,
+        }
+    }
+
+    /// Starts the call as the operation in `slot`, which was exposed under its registration.
+    ///
+    /// # Safety
+    /// What `call` points to stays valid, and nobody else's, until the operation's end.
+    pub(crate) unsafe fn submit(&self, slot: SlotRef, call: Call) -> Outcome {
+        match *self {
+            // SAFETY: passed on.
+            #[cfg(target_os = "linux")]
+            Self::Uring(ref ring) => unsafe { ring.submit(slot, call) },
+            // SAFETY: passed on.
+            #[cfg(unix)]
+            Self::Readiness(ref readiness) => unsafe { readiness.submit(slot, call) },
+            // SAFETY: passed on.
+            #[cfg(windows)]
+            Self::Windows(ref port) => unsafe { port.submit(slot, call) },
+            // SAFETY: passed on.
+            #[cfg(feature = "sim")]
+            Self::Sim(ref port) => unsafe { port.submit(slot, call) },
+        }
+    }
+
+    /// Takes what has come since, and gives each event to `sink`, which must run no user code.
+    pub(crate) fn dequeue(&self, timeout_ms: u32, sink: impl FnMut(Event)) -> io::Result<()> {
+        with!(self, room => room.dequeue(timeout_ms, sink))
     }
 
     pub(crate) fn now(&self) -> Duration {
-        with!(self, port => port.now())
+        with!(self, room => room.now())
     }
 
     pub(crate) fn coarse_now(&self) -> Duration {
-        with!(self, port => port.coarse_now())
+        with!(self, room => room.coarse_now())
     }
 }
 
-/// Wakes a queue that waits in its kernel. Keeps the port open for as long as it exists.
+#[cfg(unix)]
+impl std::os::fd::AsFd for Kernel {
+    /// # Panics
+    /// On a simulated kernel.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        match self {
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => panic!("a simulated queue has no descriptor that the system knows"),
+            #[cfg(target_os = "linux")]
+            Self::Uring(ring) => ring.as_fd(),
+            Self::Readiness(readiness) => readiness.as_fd(),
+        }
+    }
+}
+
+/// Wakes a queue that waits in its kernel. Keeps what it rings open for as long as it exists.
 pub(crate) enum Alarm {
     /// Posts to a completion port.
     #[cfg(windows)]
@@ -109,6 +348,9 @@ pub(crate) enum Alarm {
     /// Posts to a simulated one.
     #[cfg(feature = "sim")]
     Sim(Arc<sim::Port>),
+    /// Writes to a descriptor that the kernel watches.
+    #[cfg(unix)]
+    Unix(Arc<unix::Bell>),
 }
 
 impl Alarm {
@@ -119,6 +361,8 @@ impl Alarm {
             Self::Windows(ref port) => post_wake::<Windows>(port),
             #[cfg(feature = "sim")]
             Self::Sim(ref port) => post_wake::<sim::Simulated>(port),
+            #[cfg(unix)]
+            Self::Unix(ref bell) => bell.ring(),
         }
     }
 

@@ -72,6 +72,9 @@
 #![cfg_attr(not(windows), allow(dead_code, unused_variables, unreachable_code))]
 
 #[forbid(unsafe_code)]
+mod address;
+pub mod buffer;
+#[forbid(unsafe_code)]
 mod continuation;
 #[forbid(unsafe_code)]
 pub mod error;
@@ -84,6 +87,7 @@ mod misuse;
 #[forbid(unsafe_code)]
 mod notify;
 mod nt;
+pub mod op;
 mod operation;
 #[forbid(unsafe_code)]
 mod queue;
@@ -98,16 +102,20 @@ mod time;
 #[forbid(unsafe_code)]
 mod trace;
 
+pub use address::SocketAddress;
+pub use buffer::{IoBuf, IoBufMut, Slice};
 pub use continuation::{Continuation, Runnable};
 pub use handle::{
     AnyHandle, AsAnyHandle, HandleId, HandleKind, Persist, PersistError, PersistFailure, RawHandle,
     Registered,
 };
+pub use kernel::KernelKind;
 pub use misuse::Misuse;
 pub use notify::Notifier;
+pub use op::{Event, Events, Operation, ready};
 pub use queue::{
-    ForeignPacket, Pending, PendingState, Queue, block_on, notifier, persist, poll, run, running,
-    spawn, unregister,
+    Builder, ForeignPacket, Pending, PendingState, Queue, block_on, notifier, persist, poll, run,
+    running, spawn, unregister,
 };
 pub use task::Task;
 pub use time::{Elapsed, Interval, Sleep, interval, sleep, timeout};

@@ -13,6 +13,8 @@ use std::time::Duration;
 use windows_sys::Win32::System::IO::{OVERLAPPED, OVERLAPPED_ENTRY};
 
 use crate::handle::RawHandle;
+use crate::iocp::Outcome;
+use crate::kernel::call::Call;
 
 #[cfg(feature = "sim")]
 pub(crate) mod sim;
@@ -63,6 +65,13 @@ pub(crate) trait Nt {
 
     /// Asks for one operation to be cancelled (`CancelIoEx`). The address is only compared.
     fn cancel(&self, handle: RawHandle, overlapped: *mut OVERLAPPED) -> Result<(), Win32Error>;
+
+    /// Makes the call that `call` describes, with this OVERLAPPED, and says what it returned.
+    ///
+    /// # Safety
+    /// What `call` points to, and the OVERLAPPED, stay valid, and nobody else's, until the
+    /// operation's end.
+    unsafe fn start(&self, handle: RawHandle, call: Call, overlapped: *mut OVERLAPPED) -> Outcome;
 
     /// Takes packets off the port (`GetQueuedCompletionStatusEx`): how many of `entries` were
     /// filled. `Err(WAIT_TIMEOUT)` when the time is up; may come early (pitfall 4).

@@ -34,6 +34,8 @@ use windows_sys::Win32::System::IO::OVERLAPPED;
 use crate::continuation::Continuation;
 use crate::error::NtStatus;
 use crate::handle::{EntryId, RawHandle};
+#[cfg(unix)]
+use crate::kernel::call::Call;
 use crate::queue::Inner;
 
 /// Where an operation stands.
@@ -93,6 +95,14 @@ pub(crate) struct Slot {
     kind: Cell<&'static str>,
     caller: Cell<&'static Location<'static>>,
     since: Cell<Duration>,
+    /// On Unix: what the operation is, for the kernel's room, and the next that waits for its turn.
+    #[cfg(unix)]
+    call: Cell<Call>,
+    #[cfg(unix)]
+    behind: Cell<Option<SlotRef>>,
+    /// The ring waits until the handle is ready, to make the call again.
+    #[cfg(unix)]
+    polls: Cell<bool>,
 }
 
 /// The address of a slot of the queue's slab.
@@ -101,6 +111,12 @@ pub(crate) struct Slot {
 /// every holder of a `SlotRef` keeps alive or is part of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SlotRef(NonNull<Slot>);
+
+impl std::fmt::Debug for SlotRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SlotRef({:p}, {:?})", self.0, self.state())
+    }
+}
 
 impl Deref for SlotRef {
     type Target = Slot;
@@ -340,6 +356,62 @@ impl SlotRef {
 }
 
 // ---------------------------------------------------------------------------------------------
+// What the rooms of Unix keep here: there the status word is written by us, when the kernel says so.
+
+#[cfg(unix)]
+impl SlotRef {
+    /// A number that names the slot to the kernel. Its lowest bits are zero.
+    pub(crate) fn address(self) -> usize {
+        self.0.as_ptr().expose_provenance()
+    }
+
+    /// The slot that was named by [`address`](Self::address).
+    ///
+    /// # Safety
+    /// The number is that of a slot whose queue is still there.
+    pub(crate) unsafe fn from_address(address: usize) -> Self {
+        // SAFETY: the address of a slot is not null, and the slot is still there (see above).
+        Self(unsafe { NonNull::new_unchecked(std::ptr::with_exposed_provenance_mut(address)) })
+    }
+
+    pub(crate) fn call(self) -> Call {
+        self.call.get()
+    }
+
+    pub(crate) fn set_call(self, call: Call) {
+        self.polls.set(false);
+        self.call.set(call);
+    }
+
+    pub(crate) fn polls(self) -> bool {
+        self.polls.get()
+    }
+
+    pub(crate) fn set_polls(self, polls: bool) {
+        self.polls.set(polls);
+    }
+
+    pub(crate) fn behind(self) -> Option<SlotRef> {
+        self.behind.get()
+    }
+
+    pub(crate) fn set_behind(self, slot: Option<SlotRef>) {
+        self.behind.set(slot);
+    }
+
+    /// The kernel is done with the operation. The last thing a room does with it.
+    pub(crate) fn end(self, ending: Ending) {
+        debug_assert!(self.is_kernels());
+        // SAFETY: the words are in our slot, aligned, and nobody else's: the kernels of Unix do not
+        // know them.
+        unsafe {
+            (*self.overlapped.get()).InternalHigh = ending.bytes as usize;
+            (*self.overlapped.get()).Internal = ending.status.0 as u32 as usize;
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
 // The caller's state.
 
 /// States up to this alignment stand in the slot itself.
@@ -535,6 +607,12 @@ impl Chunk {
                 kind: Cell::new(""),
                 caller: Cell::new(Location::caller()),
                 since: Cell::new(Duration::ZERO),
+                #[cfg(unix)]
+                call: Cell::new(Call::Overlapped),
+                #[cfg(unix)]
+                behind: Cell::new(None),
+                #[cfg(unix)]
+                polls: Cell::new(false),
             };
             // SAFETY: `index` is below `count`, so the slot lies in the new chunk, aligned because
             // start and stride are multiples of 64.

@@ -19,10 +19,9 @@ use crate::handle::{
     AnyHandle, AsAnyHandle, EntryId, Facts, HandleId, Persist, PersistError, PersistFailure,
     RawHandle, Registered, Registration, Registry,
 };
-use crate::kernel::Kernel;
 use crate::kernel::iocp::packet::{Claim, Packet, examine};
-use crate::kernel::iocp::{BindError, Identity};
 use crate::kernel::owner::{self, Owner};
+use crate::kernel::{BindError, Event, Identity, Kernel, KernelKind};
 use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
 use crate::operation::{Slab, SlotRef, State, dispose, settle};
@@ -254,7 +253,7 @@ impl Inner {
 
     /// Asks the kernel to cancel; true where there was something to cancel.
     fn request_cancel(&self, slot: SlotRef) -> bool {
-        self.kernel.cancel(slot.handle(), slot.overlapped())
+        self.kernel.cancel(slot)
     }
 
     /// Cancels what a wait is for. The wait goes on until the kernel has said how it ended.
@@ -299,14 +298,18 @@ impl Inner {
         drop(waiter);
     }
 
-    /// An operation's packet has come. Runs no user code.
-    fn complete(&self, slot: SlotRef, key: usize, out: &mut Vec<Continuation>) {
+    /// A packet for an operation that has ended: is it the one that is due?
+    fn note_packet(&self, slot: SlotRef, key: usize) {
         // One from before the address was used again, under a registration that is gone, tells that
         // the operation has ended, if it has; but it is not the one that is due (pitfall 55).
         let is_its_own = slot.entry().is_some_and(|entry| entry.key() == key);
         if is_its_own || self.registry.borrow().has_key(key) {
             slot.no_packet_due();
         }
+    }
+
+    /// An operation's end has come. Runs no user code.
+    fn complete(&self, slot: SlotRef, out: &mut Vec<Continuation>) {
         match slot.state() {
             State::InFlight | State::Cancelling => {
                 let unexpected = slot.state() == State::InFlight;
@@ -371,15 +374,36 @@ impl Inner {
 
     // -- handles -----------------------------------------------------------------------------
 
-    fn persist(&self, handle: AnyHandle<'_>, options: Persist) -> Result<EntryId, PersistError> {
+    /// Whether a portable call may be made for the registration.
+    #[inline]
+    pub(crate) fn takes_calls(&self, entry: EntryId) -> bool {
+        !self.closed.get() && self.registry.borrow().is_attached(entry)
+    }
+
+    pub(crate) fn persist(
+        &self,
+        handle: AnyHandle<'_>,
+        options: Persist,
+        owned: bool,
+    ) -> Result<EntryId, PersistError> {
         let refuse = |reason| Err(PersistError::new(handle.id(), reason));
         if self.closed.get() {
             return refuse(PersistFailure::Closed);
         }
         let known = self.registry.borrow().lookup(handle.raw());
+        if !self.kernel.has_overlapped() {
+            // Windows refuses to bind a handle twice; here it is we who know.
+            let is_same =
+                |facts: Facts| self.kernel.identity(facts.raw, facts.mark) == Identity::Same;
+            if let Some((entry, _)) = self.known(handle.raw()).filter(|it| is_same(it.1)) {
+                return Ok(entry);
+            }
+            if self.others(|queue| queue.known(handle.raw()).is_some_and(|it| is_same(it.1))) {
+                return refuse(PersistFailure::WrongQueue);
+            }
+        }
         let entry = self.registry.borrow_mut().reserve();
-        let bound =
-            self.kernel.bind(handle.raw(), handle.kind(), entry.key(), options.keep_packets);
+        let bound = self.kernel.bind(handle.raw(), handle.kind(), entry, options, owned);
         match bound {
             Ok(binding) => {
                 // Windows would have refused the handle that is known: this is a new one, and the value
@@ -522,9 +546,8 @@ impl Inner {
         }
         let facts = self.registry.borrow().facts(entry);
         self.end_registration(entry);
-        // Only with nothing in flight (pitfall 23). What is in flight keeps the handle bound.
-        if let Some(facts) = facts.filter(|_| !left) {
-            self.kernel.unbind(facts.raw);
+        if let Some(facts) = facts {
+            self.kernel.unbind(facts.raw, entry, left);
         }
         event!(debug, handle = ?facts.map(|facts| HandleId::new(facts.raw)), left, "unregistered");
     }
@@ -586,13 +609,26 @@ impl Inner {
     /// Takes one batch off the kernel. Says whether a notifier rang. Runs no user code.
     fn dequeue(&self, timeout_ms: u32, out: &mut Vec<Continuation>) -> io::Result<bool> {
         let mut notified = false;
-        self.kernel.dequeue(timeout_ms, |packet| match examine(packet, &self.slab) {
-            Claim::Ended(slot) => self.complete(slot, packet.key, out),
-            Claim::Wake => {
-                self.shared.answered();
-                notified = true;
+        let mut wake = || {
+            self.shared.answered();
+            notified = true;
+        };
+        self.kernel.dequeue(timeout_ms, |event| match event {
+            Event::Packet(packet) => match examine(packet, &self.slab) {
+                Claim::Ended(slot) => {
+                    self.note_packet(slot, packet.key);
+                    self.complete(slot, out);
+                }
+                Claim::Wake => wake(),
+                Claim::Foreign => self.note_foreign(packet),
+            },
+            #[cfg(unix)]
+            Event::Ended(slot) => {
+                slot.no_packet_due();
+                self.complete(slot, out);
             }
-            Claim::Foreign => self.note_foreign(packet),
+            #[cfg(unix)]
+            Event::Wake => wake(),
         })?;
         self.budget.set(BUDGET);
         self.overdue.set(false);
@@ -973,10 +1009,25 @@ impl Drop for Queue {
 impl Queue {
     /// A new queue, beside the thread's own.
     ///
+    /// Its kernel is a completion port on Windows, io_uring on Linux, or readiness (epoll, kqueue) where
+    /// io_uring is missing or refused, and elsewhere. The environment variable `IOQUEUE_KERNEL` (`iocp`,
+    /// `uring`, `readiness`, `sim`) forces one, for tests; [`builder`](Self::builder) does in a program.
+    ///
     /// # Errors
-    /// When the system gives no completion port, or (`Unsupported`) has no kernel this crate knows.
+    /// When the system gives no completion port, ring or descriptor; `Unsupported` for a kernel that was
+    /// asked for by name and is not there.
     pub fn new() -> io::Result<Self> {
         Ok(Self::from_inner(Inner::new(Kernel::new()?)))
+    }
+
+    /// Says how a new queue is to be.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Which kernel the queue works on.
+    pub fn kernel_kind(&self) -> KernelKind {
+        self.inner.kernel.kind()
     }
 
     /// The queue whose `run` or `block_on` is at work on this thread, or else the thread's own,
@@ -1047,7 +1098,7 @@ impl Queue {
         handle: &(impl AsAnyHandle + ?Sized),
         options: Persist,
     ) -> Result<(), PersistError> {
-        self.inner.persist(handle.as_any_handle(), options).map(|_| ())
+        self.inner.persist(handle.as_any_handle(), options, false).map(|_| ())
     }
 
     /// Registers a handle and owns it from now on.
@@ -1070,8 +1121,9 @@ impl Queue {
         // Asked once: what is registered is what operations are started on.
         let any = handle.as_any_handle();
         let (raw, kind) = (any.raw(), any.kind());
-        match self.inner.persist(any, options) {
+        match self.inner.persist(any, options, any.is_lent_by_owner()) {
             Ok(entry) => {
+                // One that was registered before has an owner now.
                 self.inner.registry.borrow_mut().own(entry);
                 let queue = Rc::clone(&self.inner);
                 Ok(Registered::from_parts(handle, Registration { queue, entry, raw, kind }))
@@ -1243,11 +1295,48 @@ impl fmt::Debug for Queue {
     }
 }
 
+#[cfg(unix)]
+impl std::os::fd::AsFd for Queue {
+    /// The ring, epoll or kqueue: ready to read when a [`poll`](Queue::poll) would find something. For a
+    /// host loop to wait on, by the level; what was started since the last poll is begun by the next, so
+    /// poll before waiting.
+    ///
+    /// # Panics
+    /// For a queue on a simulated kernel.
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.inner.kernel.as_fd()
+    }
+}
+
 #[cfg(windows)]
 impl std::os::windows::io::AsHandle for Queue {
     /// The completion port, for a host loop to wait on or other code to post to.
     fn as_handle(&self) -> std::os::windows::io::BorrowedHandle<'_> {
         self.inner.shared.alarm().port().as_handle()
+    }
+}
+
+/// How a new queue is to be. Made by [`Queue::builder`].
+#[derive(Debug, Clone, Default)]
+#[must_use = "a builder makes no queue before `build`"]
+pub struct Builder {
+    kernel: Option<KernelKind>,
+}
+
+impl Builder {
+    /// The queue works on this kernel, and no other will do.
+    pub fn kernel(mut self, kind: KernelKind) -> Self {
+        self.kernel = Some(kind);
+        self
+    }
+
+    /// Makes the queue.
+    ///
+    /// # Errors
+    /// As [`Queue::new`].
+    pub fn build(self) -> io::Result<Queue> {
+        let kernel = self.kernel.map_or_else(Kernel::new, Kernel::of)?;
+        Ok(Queue::from_inner(Inner::new(kernel)))
     }
 }
 

@@ -117,13 +117,38 @@ mod handles {
     is!(Queue => std::os::windows::io::AsHandle);
 }
 
-/// Where there is no kernel for it, a queue is refused, not pretended.
-#[cfg(not(windows))]
+/// Q6, on Unix.
+#[cfg(unix)]
+mod descriptors {
+    use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+    use std::os::unix::net as unix;
+    use std::{fs, io, net, process, rc, sync};
+
+    use super::*;
+
+    is!(
+        BorrowedFd<'static>, OwnedFd, fs::File, io::Stdin, io::Stdout, io::Stderr,
+        process::ChildStdin, process::ChildStdout, process::ChildStderr,
+        net::TcpStream, net::TcpListener, net::UdpSocket,
+        unix::UnixStream, unix::UnixListener, unix::UnixDatagram,
+        Registered<fs::File>, AnyHandle<'static>, dyn AsAnyHandle, &'static fs::File,
+        Box<OwnedFd>, rc::Rc<OwnedFd>, sync::Arc<fs::File>
+        => AsAnyHandle
+    );
+    // Q15
+    is!(Queue => AsFd);
+}
+
+/// A kernel that is not there is refused, not pretended; and so are overlapped calls, where there is no
+/// completion port.
+#[cfg(unix)]
 #[test]
-fn without_a_completion_port_there_is_no_queue() {
-    let refused = Queue::new().unwrap_err();
+fn without_a_completion_port_there_are_no_overlapped_calls() {
+    let refused = Queue::builder().kernel(ioqueue::KernelKind::CompletionPort).build().unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::Unsupported);
-    assert!(!ioqueue::running());
+    let refused = Overlapped::on(&Queue::new().unwrap(), 7).unwrap_err();
+    assert_eq!(refused.error().kind(), std::io::ErrorKind::Unsupported);
+    assert_eq!(refused.into_value(), 7);
     let _: Option<RawHandle> = None;
 }
 

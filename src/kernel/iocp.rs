@@ -15,14 +15,18 @@ use windows_sys::Win32::Foundation::{
     ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, STATUS_ACCESS_DENIED, STATUS_INVALID_HANDLE,
     STATUS_OBJECT_TYPE_MISMATCH, WAIT_TIMEOUT,
 };
-use windows_sys::Win32::System::IO::{OVERLAPPED, OVERLAPPED_ENTRY};
+use windows_sys::Win32::System::IO::OVERLAPPED_ENTRY;
 use windows_sys::Win32::System::WindowsProgramming::{
     FILE_SKIP_COMPLETION_PORT_ON_SUCCESS, FILE_SKIP_SET_EVENT_ON_HANDLE,
 };
 
 use self::packet::Packet;
-use crate::handle::{HandleKind, RawHandle};
-use crate::nt::{Nt, NtStatusCode, Win32Error};
+use super::call::Call;
+use super::{BindError, Binding, Event, Identity, Mark};
+use crate::handle::{EntryId, HandleKind, RawHandle};
+use crate::iocp::Outcome;
+use crate::nt::{Nt, Win32Error};
+use crate::operation::SlotRef;
 
 /// How many packets one call may take off the port.
 const BATCH: usize = 128;
@@ -38,40 +42,6 @@ pub(crate) struct CompletionPort<N: Nt> {
     entries: RefCell<Box<[OVERLAPPED_ENTRY; BATCH]>>,
 }
 
-/// How a handle came to be bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Binding {
-    /// What ends at once with success leaves no packet. False also where that is unknown.
-    pub(crate) skips: bool,
-    pub(crate) mark: Mark,
-}
-
-/// By what a handle is known again: whether its file object carries a mode that `persist` has set,
-/// or why it did not say.
-pub(crate) type Mark = Result<bool, NtStatusCode>;
-
-/// Why a handle could not be bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum BindError {
-    /// The value names no open handle.
-    Invalid,
-    /// The handle was opened for synchronous use.
-    Synchronous,
-    /// The handle is bound to a port already; whose, Windows does not say.
-    AlreadyBound,
-    /// Anything else Windows says.
-    Os(Win32Error),
-}
-
-/// What a handle value means now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Identity {
-    /// The handle that was bound, as far as can be told.
-    Same,
-    /// Closed, or closed and given out again for something else.
-    Gone,
-}
-
 impl<N: Nt> CompletionPort<N> {
     pub(crate) fn new(nt: N) -> io::Result<Self> {
         let port = Arc::new(nt.create_port()?);
@@ -85,15 +55,15 @@ impl<N: Nt> CompletionPort<N> {
         &self.port
     }
 
-    /// Binds `handle` to the port under `key`. Where it fails, nothing is bound.
+    /// Binds `handle` to the port under the registration's key. Where it fails, nothing is bound.
     pub(crate) fn bind(
         &self,
         handle: RawHandle,
         kind: HandleKind,
-        key: usize,
+        entry: EntryId,
         keep_packets: bool,
     ) -> Result<Binding, BindError> {
-        match self.nt.associate(&self.port, handle, key) {
+        match self.nt.associate(&self.port, handle, entry.key()) {
             Ok(()) => Ok(self.set_modes(handle, kind, keep_packets)),
             Err(code) => Err(self.explain(handle, code)),
         }
@@ -135,11 +105,11 @@ impl<N: Nt> CompletionPort<N> {
         match self.nt.notification_modes(handle) {
             Ok(modes) => Binding {
                 skips: modes & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS != 0,
-                mark: Ok(modes & FILE_SKIP_SET_EVENT_ON_HANDLE != 0),
+                mark: Mark::Mode(Ok(modes & FILE_SKIP_SET_EVENT_ON_HANDLE != 0)),
             },
             Err(status) => Binding {
                 skips: set && wanted & FILE_SKIP_COMPLETION_PORT_ON_SUCCESS != 0,
-                mark: Err(status),
+                mark: Mark::Mode(Err(status)),
             },
         }
     }
@@ -156,13 +126,18 @@ impl<N: Nt> CompletionPort<N> {
         }
     }
 
-    /// Takes `handle` off the port. Only with nothing in flight (pitfall 23).
-    pub(crate) fn unbind(&self, handle: RawHandle) -> bool {
-        self.nt.dissociate(handle)
+    /// Takes `handle` off the port. Only with nothing in flight (pitfall 23): what is in flight keeps
+    /// it bound.
+    pub(crate) fn unbind(&self, handle: RawHandle, _: EntryId, left: bool) {
+        if !left {
+            self.nt.dissociate(handle);
+        }
     }
 
     /// Whether `handle` still names the file object that was bound (pitfalls 29 and 34).
     pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
+        #[cfg_attr(not(unix), allow(irrefutable_let_patterns))]
+        let Mark::Mode(mark) = mark else { return Identity::Gone };
         match (mark, self.nt.notification_modes(handle)) {
             (Ok(true), Ok(modes)) if modes & FILE_SKIP_SET_EVENT_ON_HANDLE == 0 => Identity::Gone,
             // The second: an event, say. What was bound is a file.
@@ -177,12 +152,21 @@ impl<N: Nt> CompletionPort<N> {
 
     /// Asks for an operation to be cancelled. False where there was nothing to cancel: it has
     /// ended, or was never started (pitfall 17).
-    pub(crate) fn cancel(&self, handle: RawHandle, overlapped: *mut OVERLAPPED) -> bool {
-        self.nt.cancel(handle, overlapped).is_ok()
+    pub(crate) fn cancel(&self, slot: SlotRef) -> bool {
+        self.nt.cancel(slot.handle(), slot.overlapped()).is_ok()
+    }
+
+    /// Starts a portable call as the operation in `slot`.
+    ///
+    /// # Safety
+    /// What `call` points to stays valid, and nobody else's, until the operation's end.
+    pub(crate) unsafe fn submit(&self, slot: SlotRef, call: Call) -> Outcome {
+        // SAFETY: passed on.
+        unsafe { self.nt.start(slot.handle(), call, slot.overlapped()) }
     }
 
     /// Takes one batch off the port and gives each packet to `sink`, which must run no user code.
-    pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Packet)) -> io::Result<()> {
+    pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Event)) -> io::Result<()> {
         let mut entries = self.entries.borrow_mut();
         let filled = match self.nt.dequeue(&self.port, &mut entries[..], timeout_ms) {
             Ok(filled) => filled,
@@ -190,7 +174,7 @@ impl<N: Nt> CompletionPort<N> {
             Err(code) => return Err(io::Error::from_raw_os_error(code as i32)),
         };
         for entry in &entries[..filled] {
-            sink(Packet::from(entry));
+            sink(Event::Packet(Packet::from(entry)));
         }
         Ok(())
     }

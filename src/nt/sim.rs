@@ -32,6 +32,8 @@ pub use self::plan::{End, Faults, Kind, OnCancel, Plan, StatusWord, Traits};
 use self::world::{Look, PortId, World};
 use super::{Nt, NtStatusCode, SocketProtocol, Win32Error};
 use crate::handle::RawHandle;
+use crate::iocp::Outcome;
+use crate::kernel::call::Call;
 
 /// The simulated system, shared by everything in it.
 pub(crate) struct Machine {
@@ -84,6 +86,13 @@ impl Machine {
 
 /// The system, as a queue's completion port sees it.
 pub(crate) struct Simulated(Arc<Machine>);
+
+impl Simulated {
+    /// A system of its own, without faults.
+    pub(crate) fn quiet() -> Self {
+        Self(Machine::new(World::new(0, Faults::none())))
+    }
+}
 
 /// A simulated completion port.
 pub(crate) struct Port {
@@ -140,6 +149,11 @@ impl Nt for Simulated {
             world.verify();
             world.cancel(handle.addr(), overlapped.addr())
         })
+    }
+
+    unsafe fn start(&self, handle: RawHandle, call: Call, overlapped: *mut OVERLAPPED) -> Outcome {
+        // SAFETY: passed on.
+        unsafe { calls::start_portable(&self.0, handle, call, overlapped) }
     }
 
     fn dequeue(

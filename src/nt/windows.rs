@@ -11,7 +11,9 @@ use windows_sys::Wdk::Storage::FileSystem::{
     FILE_COMPLETION_INFORMATION, FileIoCompletionNotificationInformation, FileModeInformation,
     FileReplaceCompletionInformation, NtQueryInformationFile, NtSetInformationFile,
 };
-use windows_sys::Win32::Foundation::{GetLastError, INVALID_HANDLE_VALUE, STATUS_SUCCESS};
+use windows_sys::Win32::Foundation::{
+    ERROR_NOT_SUPPORTED, GetLastError, INVALID_HANDLE_VALUE, STATUS_SUCCESS,
+};
 use windows_sys::Win32::Networking::WinSock::{
     SO_PROTOCOL_INFOW, SOCK_DGRAM, SOL_SOCKET, WSAPROTOCOL_INFOW, XP1_IFS_HANDLES, getsockopt,
 };
@@ -24,6 +26,8 @@ use windows_sys::Win32::System::SystemInformation::GetTickCount64;
 
 use super::{Nt, NtStatusCode, SocketProtocol, Win32Error};
 use crate::handle::RawHandle;
+use crate::iocp::Outcome;
+use crate::kernel::call::Call;
 
 /// The Windows this program runs on.
 pub(crate) struct Windows;
@@ -134,6 +138,10 @@ impl Nt for Windows {
         // SAFETY: the kernel compares the address with those of the handle's pending operations
         // and does not look behind it.
         checked(unsafe { CancelIoEx(handle, overlapped) })
+    }
+
+    unsafe fn start(&self, _: RawHandle, _: Call, _: *mut OVERLAPPED) -> Outcome {
+        Outcome::from_error(ERROR_NOT_SUPPORTED)
     }
 
     fn dequeue(

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{io, thread};
 
-use windows_sys::Win32::Foundation::ERROR_INVALID_PARAMETER;
+use windows_sys::Win32::Foundation::{ERROR_INVALID_PARAMETER, ERROR_NOT_SUPPORTED};
 use windows_sys::Win32::System::IO::OVERLAPPED;
 use windows_sys::Win32::System::WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS;
 
@@ -19,8 +19,8 @@ use crate::Queue;
 use crate::error::NtStatus;
 use crate::handle::{AnyHandle, AsAnyHandle, HandleId, HandleKind, RawHandle};
 use crate::iocp::{Outcome, Wait};
-use crate::kernel::Kernel;
 use crate::kernel::iocp::CompletionPort;
+use crate::kernel::{self, Kernel};
 
 thread_local! {
     /// Somebody tries one seed after the other, and says which failed.
@@ -133,7 +133,7 @@ impl Sim {
         overlapped: *mut OVERLAPPED,
     ) -> Outcome {
         // SAFETY: passed on.
-        unsafe { self.start(Call::Read, handle, buffer, length, overlapped) }
+        unsafe { start(&self.machine, Call::Read, handle, buffer, length, overlapped) }
     }
 
     /// Starts to write as `WriteFile` does.
@@ -148,7 +148,7 @@ impl Sim {
         overlapped: *mut OVERLAPPED,
     ) -> Outcome {
         // SAFETY: passed on; a write's buffer is never written to.
-        unsafe { self.start(Call::Write, handle, buffer.cast_mut(), length, overlapped) }
+        unsafe { start(&self.machine, Call::Write, handle, buffer.cast_mut(), length, overlapped) }
     }
 
     /// Starts anything else, as `DeviceIoControl` does, with a buffer for its answer.
@@ -163,36 +163,7 @@ impl Sim {
         overlapped: *mut OVERLAPPED,
     ) -> Outcome {
         // SAFETY: passed on.
-        unsafe { self.start(Call::Control, handle, buffer, length, overlapped) }
-    }
-
-    /// # Safety
-    /// As [`read_file`](Self::read_file).
-    unsafe fn start(
-        &self,
-        call: Call,
-        handle: RawHandle,
-        buffer: *mut u8,
-        length: usize,
-        overlapped: *mut OVERLAPPED,
-    ) -> Outcome {
-        if overlapped.is_null() {
-            // `ReadFile`: with FILE_FLAG_OVERLAPPED, lpOverlapped must point to an OVERLAPPED.
-            return Outcome::from_error(ERROR_INVALID_PARAMETER);
-        }
-        let writes = call != Call::Write;
-        self.machine.enter(|world| {
-            world.look_for_reuse(overlapped.addr(), buffer.addr(), length, writes);
-        });
-        // SAFETY: the caller's promise, which holds until the operation has ended; that is when
-        // both are dropped, or (where it never ends) the memory is never given back.
-        let (header, block) =
-            unsafe { (Header::take(overlapped), Block::take(buffer, length, writes)) };
-        match self.machine.enter(|world| world.start(call, handle.addr(), header, block)) {
-            Answer::Finished => Outcome::FINISHED,
-            Answer::Pending => Outcome::PENDING,
-            Answer::Failed(code) => Outcome::from_error(code),
-        }
+        unsafe { start(&self.machine, Call::Control, handle, buffer, length, overlapped) }
     }
 
     /// Reads at an offset of a handle that is registered with `queue`: a `ReadFile` submitted.
@@ -536,4 +507,59 @@ impl AsAnyHandle for SimHandle {
         let kind = if self.kind.is_socket() { HandleKind::Socket } else { HandleKind::Handle };
         AnyHandle::new(self.raw(), kind)
     }
+}
+
+/// Starts an operation.
+///
+/// # Safety
+/// As [`Sim::read_file`].
+unsafe fn start(
+    machine: &Machine,
+    call: Call,
+    handle: RawHandle,
+    buffer: *mut u8,
+    length: usize,
+    overlapped: *mut OVERLAPPED,
+) -> Outcome {
+    if overlapped.is_null() {
+        // `ReadFile`: with FILE_FLAG_OVERLAPPED, lpOverlapped must point to an OVERLAPPED.
+        return Outcome::from_error(ERROR_INVALID_PARAMETER);
+    }
+    let writes = call != Call::Write;
+    machine.enter(|world| {
+        world.look_for_reuse(overlapped.addr(), buffer.addr(), length, writes);
+    });
+    // SAFETY: the caller's promise, which holds until the operation has ended; that is when both are
+    // dropped, or (where it never ends) the memory is never given back.
+    let (header, block) =
+        unsafe { (Header::take(overlapped), Block::take(buffer, length, writes)) };
+    match machine.enter(|world| world.start(call, handle.addr(), header, block)) {
+        Answer::Finished => Outcome::FINISHED,
+        Answer::Pending => Outcome::PENDING,
+        Answer::Failed(code) => Outcome::from_error(code),
+    }
+}
+
+/// Starts a portable operation, as `ReadFile` and `WriteFile` do.
+///
+/// # Safety
+/// As [`Sim::read_file`], for what `call` points to.
+pub(super) unsafe fn start_portable(
+    machine: &Machine,
+    handle: RawHandle,
+    call: kernel::call::Call,
+    overlapped: *mut OVERLAPPED,
+) -> Outcome {
+    use kernel::call::Call as Portable;
+    let (call, buffer, length) = match call {
+        Portable::Read { at, length }
+        | Portable::ReadAt { at, length, .. }
+        | Portable::Receive { at, length } => (Call::Read, at, length),
+        Portable::Write { at, length }
+        | Portable::WriteAt { at, length, .. }
+        | Portable::Send { at, length } => (Call::Write, at.cast_mut(), length),
+        _ => return Outcome::from_error(ERROR_NOT_SUPPORTED),
+    };
+    // SAFETY: passed on.
+    unsafe { start(machine, call, handle, buffer, length, overlapped) }
 }

@@ -1,0 +1,156 @@
+//! Addresses of sockets, as the calls take them.
+
+use std::fmt;
+use std::io;
+use std::mem::size_of;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+
+#[cfg(unix)]
+use libc::{AF_INET, AF_INET6, AF_UNIX, sa_family_t as Family, sockaddr_in, sockaddr_in6};
+#[cfg(not(unix))]
+use windows_sys::Win32::Networking::WinSock::{
+    ADDRESS_FAMILY as Family, AF_INET, AF_INET6, AF_UNIX, SOCKADDR_IN as sockaddr_in,
+    SOCKADDR_IN6 as sockaddr_in6,
+};
+
+/// Room for the address of any socket (`sockaddr_storage`).
+const ROOM: usize = 128;
+
+/// Where the family stands: after a length of one byte on the systems that come from BSD.
+const FAMILY_AT: usize = std::mem::offset_of!(sockaddr_in, sin_family);
+
+/// The address of a socket: of the Internet, or a path.
+///
+/// Made from a [`SocketAddr`], or from a path with [`unix`](Self::unix).
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub struct SocketAddress {
+    pub(crate) bytes: [u8; ROOM],
+    pub(crate) length: u32,
+}
+
+impl SocketAddress {
+    pub(crate) const NONE: Self = Self { bytes: [0; ROOM], length: 0 };
+    /// Room for any, for a call to fill in.
+    pub(crate) const ANY: Self = Self { bytes: [0; ROOM], length: ROOM as u32 };
+
+    /// The address of a socket in the file system, or (Linux, beginning with a zero byte) an abstract
+    /// one.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the path is too long for an address (107 bytes on Linux) or has a zero byte
+    /// inside.
+    pub fn unix(path: impl AsRef<std::path::Path>) -> io::Result<Self> {
+        // sun_path has 108 bytes on Linux and Windows, 104 elsewhere, the final zero included.
+        const LONGEST: usize = if cfg!(any(target_os = "linux", windows)) { 107 } else { 103 };
+        const PATH_AT: usize = FAMILY_AT + size_of::<Family>();
+        let path = path.as_ref().as_os_str().as_encoded_bytes();
+        let is_abstract = path.first() == Some(&0);
+        if path.len() > LONGEST || (!is_abstract && path.contains(&0)) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a socket's path has at most {LONGEST} bytes, and no zero inside"),
+            ));
+        }
+        let mut address = Self::NONE;
+        address.set_family(AF_UNIX as Family);
+        address.bytes[PATH_AT..PATH_AT + path.len()].copy_from_slice(path);
+        address.length = (PATH_AT + path.len() + usize::from(!is_abstract)) as u32;
+        Ok(address)
+    }
+
+    fn set_family(&mut self, family: Family) {
+        let bytes = family.to_ne_bytes();
+        self.bytes[FAMILY_AT..FAMILY_AT + bytes.len()].copy_from_slice(&bytes);
+    }
+
+    fn family(&self) -> i32 {
+        let mut bytes = [0; size_of::<Family>()];
+        bytes.copy_from_slice(&self.bytes[FAMILY_AT..FAMILY_AT + size_of::<Family>()]);
+        i32::from(Family::from_ne_bytes(bytes))
+    }
+
+    fn part<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut part = [0; N];
+        part.copy_from_slice(&self.bytes[at..at + N]);
+        part
+    }
+
+    fn put(&mut self, at: usize, part: &[u8]) {
+        self.bytes[at..at + part.len()].copy_from_slice(part);
+    }
+
+    /// The Internet address it is, if it is one.
+    pub fn ip(&self) -> Option<SocketAddr> {
+        use std::mem::offset_of;
+        let family = self.family();
+        if family == AF_INET as i32 && self.length as usize >= size_of::<sockaddr_in>() {
+            let port = u16::from_be_bytes(self.part(offset_of!(sockaddr_in, sin_port)));
+            let ip = Ipv4Addr::from(self.part::<4>(offset_of!(sockaddr_in, sin_addr)));
+            Some(SocketAddrV4::new(ip, port).into())
+        } else if family == AF_INET6 as i32 && self.length as usize >= size_of::<sockaddr_in6>() {
+            let port = u16::from_be_bytes(self.part(offset_of!(sockaddr_in6, sin6_port)));
+            let flow = u32::from_ne_bytes(self.part(offset_of!(sockaddr_in6, sin6_flowinfo)));
+            let ip = Ipv6Addr::from(self.part::<16>(offset_of!(sockaddr_in6, sin6_addr)));
+            let scope = u32::from_ne_bytes(self.part(size_of::<sockaddr_in6>() - 4));
+            Some(SocketAddrV6::new(ip, port, flow, scope).into())
+        } else {
+            None
+        }
+    }
+}
+
+impl From<SocketAddr> for SocketAddress {
+    fn from(address: SocketAddr) -> Self {
+        use std::mem::offset_of;
+        let mut made = Self::NONE;
+        match address {
+            SocketAddr::V4(v4) => {
+                made.set_family(AF_INET as Family);
+                made.put(offset_of!(sockaddr_in, sin_port), &v4.port().to_be_bytes());
+                made.put(offset_of!(sockaddr_in, sin_addr), &v4.ip().octets());
+                made.length = size_of::<sockaddr_in>() as u32;
+            }
+            SocketAddr::V6(v6) => {
+                made.set_family(AF_INET6 as Family);
+                made.put(offset_of!(sockaddr_in6, sin6_port), &v6.port().to_be_bytes());
+                made.put(offset_of!(sockaddr_in6, sin6_flowinfo), &v6.flowinfo().to_ne_bytes());
+                made.put(offset_of!(sockaddr_in6, sin6_addr), &v6.ip().octets());
+                // The scope is the structure's last member, whatever it is called.
+                made.put(size_of::<sockaddr_in6>() - 4, &v6.scope_id().to_ne_bytes());
+                made.length = size_of::<sockaddr_in6>() as u32;
+            }
+        }
+        made
+    }
+}
+
+impl fmt::Debug for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ip() {
+            Some(ip) => fmt::Debug::fmt(&ip, f),
+            None => write!(f, "SocketAddress(family {}, {} bytes)", self.family(), self.length),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn internet_addresses_come_back_as_they_were() {
+        for text in ["127.0.0.1:80", "255.1.2.3:65535", "[::1]:443", "[fe80::1%7]:9"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(SocketAddress::from(address).ip(), Some(address), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_not_of_the_internet_and_has_its_limits() {
+        assert_eq!(SocketAddress::unix("/run/a").unwrap().ip(), None);
+        assert!(SocketAddress::unix("a".repeat(103)).is_ok());
+        assert!(SocketAddress::unix("a".repeat(109)).is_err());
+        assert!(SocketAddress::unix("a\0b").is_err());
+    }
+}

@@ -1,0 +1,205 @@
+//! Owned buffers: what an operation reads into or writes from, and gives back with its result.
+//!
+//! The kernel may use a buffer until the operation has ended, whatever becomes of the future. So it is
+//! moved into the operation, and lent ones will not do.
+
+use std::fmt;
+use std::ops::{Bound, Deref, RangeBounds};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Bytes that an operation can write from.
+///
+/// # Safety
+/// While the value is neither moved nor changed, [`io_ptr`](Self::io_ptr) gives the same address, from
+/// which [`io_len`](Self::io_len) bytes may be read, from this thread and by the system. Bytes behind a
+/// pointer also stay where they are when the value is moved.
+pub unsafe trait IoBuf: 'static {
+    /// Where the bytes are.
+    fn io_ptr(&self) -> *const u8;
+
+    /// How many bytes there are.
+    fn io_len(&self) -> usize;
+
+    /// A part of the buffer, to write from or to read into. It comes back as a [`Slice`].
+    ///
+    /// For reading, the part may reach up to the buffer's capacity, and an open end means that.
+    ///
+    /// # Panics
+    /// When the range is backwards, begins after the bytes there are, or ends beyond the capacity.
+    fn slice(self, range: impl RangeBounds<usize>) -> Slice<Self>
+    where
+        Self: Sized,
+    {
+        Slice::new(self, range)
+    }
+
+    /// How many bytes there is room for: what a read may fill.
+    fn io_capacity(&self) -> usize {
+        self.io_len()
+    }
+}
+
+/// Bytes that an operation can read into.
+///
+/// A read fills a buffer from its start up to its capacity, and then says how many bytes it has now: a
+/// `Vec`'s length becomes the number that was read. What has a fixed length keeps it.
+///
+/// # Safety
+/// As [`IoBuf`]; and from [`io_mut_ptr`](Self::io_mut_ptr), the same address,
+/// [`io_capacity`](IoBuf::io_capacity) bytes may be written.
+pub unsafe trait IoBufMut: IoBuf {
+    /// Where the bytes are.
+    fn io_mut_ptr(&mut self) -> *mut u8;
+
+    /// Says that the first `length` bytes have been filled. A buffer whose length is fixed ignores it.
+    ///
+    /// # Safety
+    /// `length` is at most the capacity, and that many bytes have been written.
+    unsafe fn set_io_len(&mut self, length: usize);
+}
+
+// SAFETY: the bytes of a Vec stay where they are while it is not changed.
+unsafe impl IoBuf for Vec<u8> {
+    fn io_ptr(&self) -> *const u8 {
+        self.as_ptr()
+    }
+
+    fn io_len(&self) -> usize {
+        self.len()
+    }
+
+    fn io_capacity(&self) -> usize {
+        self.capacity()
+    }
+}
+
+// SAFETY: as above; the capacity may be written.
+unsafe impl IoBufMut for Vec<u8> {
+    fn io_mut_ptr(&mut self) -> *mut u8 {
+        self.as_mut_ptr()
+    }
+
+    unsafe fn set_io_len(&mut self, length: usize) {
+        // SAFETY: passed on.
+        unsafe { self.set_len(length) }
+    }
+}
+
+/// For types that are a fixed number of bytes.
+macro_rules! fixed {
+    ($([$($generics:tt)*] $of:ty),*) => {$(
+        // SAFETY: initialised bytes, which stay where they are while the value is neither moved nor
+        // changed.
+        unsafe impl $($generics)* IoBuf for $of {
+            fn io_ptr(&self) -> *const u8 {
+                self.as_ptr().cast()
+            }
+
+            fn io_len(&self) -> usize {
+                self.len()
+            }
+        }
+    )*};
+}
+fixed!([] Box<[u8]>, [<const N: usize>] [u8; N], [<const N: usize>] Box<[u8; N]>);
+fixed!([] &'static [u8], [] &'static str, [] String, [] Rc<[u8]>, [] Arc<[u8]>);
+
+macro_rules! fixed_mut {
+    ($([$($generics:tt)*] $of:ty),*) => {$(
+        // SAFETY: as above; the value is owned, so its bytes may be written.
+        unsafe impl $($generics)* IoBufMut for $of {
+            fn io_mut_ptr(&mut self) -> *mut u8 {
+                self.as_mut_ptr().cast()
+            }
+
+            unsafe fn set_io_len(&mut self, _: usize) {}
+        }
+    )*};
+}
+fixed_mut!([] Box<[u8]>, [<const N: usize>] [u8; N], [<const N: usize>] Box<[u8; N]>);
+
+/// A part of a buffer, made by [`IoBuf::slice`].
+#[derive(Clone, Copy)]
+pub struct Slice<B> {
+    buffer: B,
+    start: usize,
+    end: usize,
+}
+
+impl<B: IoBuf> Slice<B> {
+    fn new(buffer: B, range: impl RangeBounds<usize>) -> Self {
+        let start = match range.start_bound() {
+            Bound::Included(&start) => start,
+            Bound::Excluded(&before) => before + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(&last) => last + 1,
+            Bound::Excluded(&end) => end,
+            Bound::Unbounded => buffer.io_capacity(),
+        };
+        assert!(start <= end, "a slice from {start} to {end}");
+        assert!(start <= buffer.io_len(), "a slice that begins after the bytes there are");
+        assert!(end <= buffer.io_capacity(), "a slice that ends beyond the capacity");
+        Self { buffer, start, end }
+    }
+}
+
+impl<B> Slice<B> {
+    /// The whole buffer.
+    pub fn into_inner(self) -> B {
+        self.buffer
+    }
+
+    /// The whole buffer, lent.
+    pub fn get(&self) -> &B {
+        &self.buffer
+    }
+}
+
+impl<B: IoBuf> Deref for Slice<B> {
+    type Target = [u8];
+
+    /// The bytes there are in the part.
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the trait's promise: so many initialised bytes from there, not changed while borrowed.
+        unsafe { std::slice::from_raw_parts(self.io_ptr(), self.io_len()) }
+    }
+}
+
+// SAFETY: a part of what the buffer promises.
+unsafe impl<B: IoBuf> IoBuf for Slice<B> {
+    fn io_ptr(&self) -> *const u8 {
+        // SAFETY: `start` is within the buffer's bytes.
+        unsafe { self.buffer.io_ptr().add(self.start) }
+    }
+
+    fn io_len(&self) -> usize {
+        self.buffer.io_len().min(self.end) - self.start
+    }
+
+    fn io_capacity(&self) -> usize {
+        self.end - self.start
+    }
+}
+
+// SAFETY: a part of what the buffer promises. Up to `start` its bytes were there before.
+unsafe impl<B: IoBufMut> IoBufMut for Slice<B> {
+    fn io_mut_ptr(&mut self) -> *mut u8 {
+        // SAFETY: `start` is within the buffer's capacity.
+        unsafe { self.buffer.io_mut_ptr().add(self.start) }
+    }
+
+    unsafe fn set_io_len(&mut self, length: usize) {
+        // SAFETY: what comes before `start` was initialised when the slice was made, and lengths are
+        // only ever set to what has been written.
+        unsafe { self.buffer.set_io_len(self.start + length) }
+    }
+}
+
+impl<B: IoBuf> fmt::Debug for Slice<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slice").field("start", &self.start).field("end", &self.end).finish()
+    }
+}

@@ -1,0 +1,252 @@
+//! Readiness: a call is made when it would not block.
+//!
+//! Each call is tried first. What would block waits in its handle's lane until the poller says that the
+//! handle is ready, and is tried again ([`source`](super::source)).
+//!
+//! Files are always "ready" and block all the same; what is not in memory already (`RWF_NOWAIT`) is read
+//! and written by threads ([`pool`]).
+//!
+//! On Linux the poller is epoll, called directly: the crate `polling` makes three more system calls a
+//! wait (it sets a timer descriptor and arms two descriptors anew), which a message to and fro cannot
+//! afford. Everywhere else it is `polling`.
+
+#[cfg(target_os = "linux")]
+#[path = "readiness/epoll.rs"]
+mod poller;
+#[cfg(not(target_os = "linux"))]
+#[path = "readiness/polling.rs"]
+mod poller;
+mod pool;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::poller::Poller;
+use self::pool::Jobs;
+use super::call::Call;
+use super::source::{Medium, Source, Sources, entry_of};
+use super::unix::{self, Bell, Errno};
+use super::{BindError, Binding, Event, Identity, Mark};
+use crate::handle::{EntryId, HandleKind, RawHandle};
+use crate::iocp::Outcome;
+use crate::operation::{Ending, SlotRef};
+
+/// The poller's key for the bell. No registration has it.
+const BELL: usize = usize::MAX;
+
+/// A poller and what waits for it.
+pub(crate) struct Readiness {
+    poller: Poller,
+    bell: Arc<Bell>,
+    sources: Sources,
+    jobs: Arc<Jobs>,
+}
+
+impl Readiness {
+    /// # Errors
+    /// When the system gives no descriptors.
+    pub(crate) fn new() -> io::Result<Self> {
+        let bell = Arc::new(Bell::new()?);
+        let poller = Poller::new(bell.as_fd(), BELL)?;
+        let jobs = Jobs::new(Arc::clone(&bell));
+        Ok(Self { poller, bell, sources: Sources::default(), jobs })
+    }
+
+    pub(crate) fn bell(&self) -> &Arc<Bell> {
+        &self.bell
+    }
+
+    pub(crate) fn bind(
+        &self,
+        handle: RawHandle,
+        kind: HandleKind,
+        entry: EntryId,
+        owned: bool,
+    ) -> Result<Binding, BindError> {
+        let binding = self.sources.bind(handle, kind, entry, owned)?;
+        self.sources.with(entry, |source| {
+            // A socket's calls can be told one by one not to block; a file's block in any case.
+            if source.medium == Medium::Stream {
+                source.make_nonblocking();
+            }
+        });
+        Ok(binding)
+    }
+
+    /// The descriptor may be closed, or go to another queue, from now on.
+    pub(crate) fn unbind(&self, _: RawHandle, entry: EntryId, _: bool) {
+        self.sources.with(entry, |source| {
+            if source.watched {
+                source.watched = false;
+                self.poller.forget(source.fd);
+            }
+            source.make_blocking_again();
+        });
+    }
+
+    pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
+        unix::identity(handle, mark)
+    }
+
+    /// # Safety
+    /// What `call` points to is valid while this runs.
+    #[inline]
+    pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
+        match call {
+            Call::Connect { .. } | Call::Sync { .. } => return None,
+            // No flag makes a single accept not block.
+            Call::Accept { .. } => self.sources.with(entry, Source::make_nonblocking),
+            _ => {}
+        }
+        // SAFETY: passed on.
+        unsafe { self.sources.attempt(entry, call) }
+    }
+
+    /// Comes after `attempt` has found nothing.
+    ///
+    /// # Safety
+    /// What `call` points to stays valid, and nobody else's, until the operation's end.
+    pub(crate) unsafe fn submit(&self, slot: SlotRef, call: Call) -> Outcome {
+        slot.set_call(call);
+        let (fd, medium) = self.sources.with(entry_of(slot), |source| (source.fd, source.medium));
+        if medium == Medium::File {
+            self.queue_job(slot, fd);
+            return Outcome::PENDING;
+        }
+        if let Call::Connect { peer } = call {
+            self.sources.with(entry_of(slot), Source::make_nonblocking);
+            // SAFETY: passed on.
+            if let Ok(result) = unsafe { unix::connect(fd, peer) } {
+                return at_once(slot, result);
+            }
+        }
+        let watch = |source: &mut Source| self.watch(source);
+        match self.sources.wait(slot, watch) {
+            Ok(()) => {}
+            // /dev/null and its like cannot be watched, and do not block.
+            Err(libc::EPERM) => {
+                self.sources.with(entry_of(slot), |source| source.medium = Medium::File);
+                self.queue_job(slot, fd);
+                return Outcome::PENDING;
+            }
+            Err(errno) => return Outcome::from_errno(errno),
+        }
+        if let Call::Ready { event } = call {
+            // Its edge may have come and gone before anybody waited.
+            if let Ok(bits) = unix::ready_now(fd, event) {
+                self.sources.with(entry_of(slot), |source| {
+                    source.lane(call.direction()).retain(|waiting| waiting != slot)
+                });
+                return at_once(slot, Ok(bits));
+            }
+        }
+        Outcome::PENDING
+    }
+
+    fn watch(&self, source: &mut Source) -> Result<(), Errno> {
+        let watched = self.poller.watch(source.fd, source.key);
+        watched.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
+    }
+
+    pub(crate) fn cancel(&self, slot: SlotRef) -> bool {
+        if !slot.is_kernels() || slot.entry().is_none() {
+            return false;
+        }
+        // The first of a file's lane is a thread's; the others only wait.
+        let first = self.sources.with(entry_of(slot), |source| {
+            let first = source.lane(slot.call().direction()).first();
+            first.filter(|_| source.medium == Medium::File)
+        });
+        if first == Some(slot) {
+            return self.jobs.cancel(slot);
+        }
+        self.sources.cancel(slot) || self.jobs.cancel(slot)
+    }
+
+    pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Event)) -> io::Result<()> {
+        let mut rang = false;
+        let longest = self.sources.longest(timeout_ms);
+        let mut heard = false;
+        let answer = self.poller.wait(longest, |key, events| {
+            heard = true;
+            if key == BELL {
+                rang = true;
+                return;
+            }
+            let still_watched = !self.poller.forgets();
+            let watch = |source: &mut Source| self.watch(source);
+            let index = EntryId::index_of_key(key);
+            self.sources.became_ready(|it| it.key == key, index, events, still_watched, watch);
+        });
+        if longest > 0 && !heard {
+            self.sources.resolve_doubts();
+        }
+        if rang {
+            if self.poller.forgets() {
+                self.bell.empty();
+            }
+            self.take_jobs();
+            sink(Event::Wake);
+        }
+        self.sources.drain(|slot| sink(Event::Ended(slot)));
+        answer
+    }
+
+    // -- files -----------------------------------------------------------------------------------
+
+    /// What follows a file's position keeps its order by having one at a time; what has a place of its
+    /// own goes on side by side.
+    fn queue_job(&self, slot: SlotRef, fd: RawFd) {
+        let waits = slot.call().is_sequential()
+            && self.sources.with(entry_of(slot), |source| {
+                let lane = source.lane(slot.call().direction());
+                let waits = !lane.is_empty();
+                lane.push(slot);
+                waits
+            });
+        if !waits {
+            self.jobs.start(slot, fd);
+        }
+    }
+
+    /// What the threads have done since.
+    fn take_jobs(&self) {
+        let mut ended = self.sources.ended.borrow_mut();
+        let first = ended.len();
+        self.jobs.take(&mut ended);
+        for &(slot, _) in &ended[first..] {
+            if slot.call().is_sequential() {
+                self.sources.with(entry_of(slot), |source| {
+                    let fd = source.fd;
+                    let lane = source.lane(slot.call().direction());
+                    lane.pop();
+                    if let Some(next) = lane.first() {
+                        self.jobs.start(next, fd);
+                    }
+                });
+            }
+        }
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        unix::now()
+    }
+
+    pub(crate) fn coarse_now(&self) -> Duration {
+        unix::coarse_now()
+    }
+}
+
+impl AsFd for Readiness {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poller.as_fd()
+    }
+}
+
+/// An operation that was over before it waited.
+fn at_once(slot: SlotRef, result: Result<u32, Errno>) -> Outcome {
+    slot.end(unix::ending(result));
+    Outcome::FINISHED
+}

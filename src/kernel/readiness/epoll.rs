@@ -1,0 +1,102 @@
+//! epoll(7), by the edge.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::unix;
+use crate::op::Events;
+
+/// How many events one call may bring.
+const BATCH: usize = 256;
+
+/// An epoll instance.
+pub(super) struct Poller {
+    epoll: OwnedFd,
+    /// Reused for every call, so that waiting allocates nothing.
+    events: RefCell<Box<[libc::epoll_event]>>,
+}
+
+impl Poller {
+    /// Watches `bell`, too, under a key of its own.
+    pub(super) fn new(bell: BorrowedFd<'_>, key: usize) -> io::Result<Self> {
+        // SAFETY: takes a number; the descriptor that comes back is nobody's yet.
+        let epoll = unsafe {
+            let epoll = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+            if epoll < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(epoll)
+        };
+        let events = vec![libc::epoll_event { events: 0, u64: 0 }; BATCH].into_boxed_slice();
+        let poller = Self { epoll, events: RefCell::new(events) };
+        poller.control(libc::EPOLL_CTL_ADD, bell.as_raw_fd(), libc::EPOLLIN, key)?;
+        Ok(poller)
+    }
+
+    /// Whether a handle is watched for one event only.
+    pub(super) fn forgets(&self) -> bool {
+        false
+    }
+
+    /// From now on, and if the handle is ready already.
+    pub(super) fn watch(&self, fd: RawFd, key: usize) -> io::Result<()> {
+        const ALL: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP;
+        match self.control(libc::EPOLL_CTL_ADD, fd, ALL, key) {
+            // A duplicate of what was watched under this number before, say.
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                self.control(libc::EPOLL_CTL_MOD, fd, ALL, key)
+            }
+            answer => answer,
+        }
+    }
+
+    pub(super) fn forget(&self, fd: RawFd) {
+        // It may be closed already, and is forgotten then.
+        let _ = self.control(libc::EPOLL_CTL_DEL, fd, 0, 0);
+    }
+
+    fn control(&self, what: i32, fd: RawFd, events: i32, key: usize) -> io::Result<()> {
+        let events = (events | libc::EPOLLET) as u32;
+        let mut event = libc::epoll_event { events, u64: key as u64 };
+        // SAFETY: takes numbers and an event of ours; descriptors that are none are answered with an
+        // error.
+        let answer = unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), what, fd, &raw mut event) };
+        if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Gives each event's key and what it says to `sink`.
+    pub(super) fn wait(
+        &self,
+        timeout_ms: u32,
+        mut sink: impl FnMut(usize, Events),
+    ) -> io::Result<()> {
+        let mut events = self.events.borrow_mut();
+        // -1 is for ever; a wait that is longer than fits is cut, and waited again.
+        let timeout = match timeout_ms {
+            u32::MAX => -1,
+            finite => i32::try_from(finite).unwrap_or(i32::MAX),
+        };
+        // SAFETY: the events are ours, and so many.
+        let count = unsafe {
+            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), BATCH as i32, timeout)
+        };
+        if count < 0 {
+            let error = io::Error::last_os_error();
+            // A signal (pitfall 42): whoever waits looks at the time, and waits again.
+            return if error.raw_os_error() == Some(libc::EINTR) { Ok(()) } else { Err(error) };
+        }
+        for event in &events[..count as usize] {
+            // The flags are those of poll(2), but for the edge.
+            let flags = event.events as u16 as i16;
+            sink(event.u64 as usize, unix::events_of(flags));
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}

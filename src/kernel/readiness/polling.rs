@@ -1,0 +1,112 @@
+//! kqueue, event ports, poll: through the crate `polling`.
+
+use std::cell::RefCell;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
+
+use polling::{Event, PollMode};
+
+use crate::op;
+use crate::op::Events;
+
+/// How many events one call may bring.
+const BATCH: usize = 256;
+
+/// What the system has.
+pub(super) struct Poller {
+    poller: polling::Poller,
+    /// By the edge where the system can; else for one event at a time.
+    mode: PollMode,
+    bell: (RawFd, usize),
+    events: RefCell<polling::Events>,
+}
+
+impl Poller {
+    /// Watches `bell`, too, under a key of its own.
+    pub(super) fn new(bell: BorrowedFd<'_>, key: usize) -> io::Result<Self> {
+        let poller = polling::Poller::new()?;
+        let mode = if poller.supports_edge() { PollMode::Edge } else { PollMode::Oneshot };
+        let events = polling::Events::with_capacity(NonZeroUsize::new(BATCH).expect("not zero"));
+        // `polling` keeps the highest key for itself.
+        let this =
+            Self { poller, mode, bell: (bell.as_raw_fd(), key), events: RefCell::new(events) };
+        this.watch(bell.as_raw_fd(), key - 1)?;
+        Ok(this)
+    }
+
+    /// Whether a handle is watched for one event only.
+    pub(super) fn forgets(&self) -> bool {
+        self.mode == PollMode::Oneshot
+    }
+
+    /// From now on, and if the handle is ready already.
+    pub(super) fn watch(&self, fd: RawFd, key: usize) -> io::Result<()> {
+        let all = if fd == self.bell.0 { Event::readable(key) } else { Event::all(key) };
+        // SAFETY: the descriptor is taken off the poller when its registration ends, before it is closed;
+        // where its owner closes it before that, the poller merely says nothing of it, or an error.
+        let added = unsafe { self.poller.add_with_mode(fd, all, self.mode) };
+        match added {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // SAFETY: it was open a moment ago, and is only named.
+                let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+                self.poller.modify_with_mode(fd, all, self.mode)
+            }
+            answer => answer,
+        }
+    }
+
+    pub(super) fn forget(&self, fd: RawFd) {
+        // SAFETY: as above; a closed one is answered with an error.
+        let _ = self.poller.delete(unsafe { BorrowedFd::borrow_raw(fd) });
+    }
+
+    /// Gives each event's key and what it says to `sink`.
+    pub(super) fn wait(
+        &self,
+        timeout_ms: u32,
+        mut sink: impl FnMut(usize, Events),
+    ) -> io::Result<()> {
+        let timeout = (timeout_ms != u32::MAX).then(|| Duration::from_millis(timeout_ms.into()));
+        let mut events = self.events.borrow_mut();
+        events.clear();
+        match self.poller.wait(&mut events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        let mut rang = false;
+        for event in events.iter() {
+            if event.key == self.bell.1 - 1 {
+                rang = true;
+                continue;
+            }
+            let mut seen = Events::default();
+            for (is, what) in [
+                (event.readable, op::Event::Read),
+                (event.writable, op::Event::Write),
+                (event.is_priority(), op::Event::PriorityRead),
+                (event.is_err().unwrap_or(false), op::Event::Error),
+                (event.is_interrupt(), op::Event::Hangup),
+            ] {
+                if is {
+                    seen.insert(what);
+                }
+            }
+            sink(event.key, seen);
+        }
+        if rang {
+            if self.forgets() {
+                self.watch(self.bell.0, self.bell.1 - 1)?;
+            }
+            sink(self.bell.1, Events::default());
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.poller.as_fd()
+    }
+}

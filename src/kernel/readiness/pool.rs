@@ -1,0 +1,212 @@
+//! Threads for what has no form that does not block: files that are not in memory, and disks.
+//!
+//! A few threads a process, made when there is work and gone when there was none for a while. (The crate
+//! `blocking` does as much; with it the library would have more crates on Linux than it allows itself.)
+
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::super::call::Call;
+use super::super::source::Ended;
+use super::super::unix::{self, Bell, Errno, ending};
+use crate::operation::SlotRef;
+
+/// Disks are served best by several requests at once; more threads than this help nobody.
+const THREADS: usize = 8;
+
+/// How long a thread without work stays.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// A call that may block, with what it needs of an operation.
+struct Job {
+    /// The operation, as a number: its slot is not looked at on a thread of the pool.
+    slot: usize,
+    fd: RawFd,
+    call: Call,
+    jobs: Arc<Jobs>,
+}
+
+// SAFETY: the call's pointers lead to memory that is the kernel's until the job's result has been taken by
+// the queue's thread, and a thread of the pool is the kernel here. Nothing else of the job is tied to a
+// thread.
+unsafe impl Send for Job {}
+
+/// The threads, and what they are to do.
+struct Pool {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+struct State {
+    waiting: VecDeque<Job>,
+    idle: usize,
+    threads: usize,
+}
+
+static POOL: Pool = Pool {
+    state: Mutex::new(State { waiting: VecDeque::new(), idle: 0, threads: 0 }),
+    work: Condvar::new(),
+};
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&'static self, job: Job) {
+        let mut state = self.lock();
+        state.waiting.push_back(job);
+        if state.idle >= state.waiting.len() || state.threads >= THREADS {
+            self.work.notify_one();
+            return;
+        }
+        state.threads += 1;
+        drop(state);
+        let made = thread::Builder::new().name("ioqueue-files".into()).spawn(|| self.serve());
+        if made.is_err() {
+            let mut state = self.lock();
+            state.threads -= 1;
+            // With no thread at all nobody would ever do it: it blocks its queue then.
+            let alone = (state.threads == 0).then(|| state.waiting.pop_back()).flatten();
+            drop(state);
+            if let Some(job) = alone {
+                job.run();
+            }
+        }
+    }
+
+    fn serve(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.waiting.pop_front() {
+                drop(state);
+                job.run();
+                state = self.lock();
+                continue;
+            }
+            state.idle += 1;
+            let (woken, wait) =
+                self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            state.idle -= 1;
+            if wait.timed_out() && state.waiting.is_empty() {
+                state.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+impl Job {
+    fn run(self) {
+        let Self { slot, fd, call, jobs } = self;
+        // SAFETY: the operation's memory stays until its result was taken (see `Send`).
+        let result = unsafe { make(fd, call) };
+        jobs.lock().push((slot, result));
+        // The bell cannot fail but for a descriptor that is closed, which ours is not.
+        let _ = jobs.bell.ring();
+    }
+}
+
+/// What the pool has done for one queue, and its bell.
+pub(super) struct Jobs {
+    done: Mutex<Vec<(usize, Result<u32, Errno>)>>,
+    bell: Arc<Bell>,
+}
+
+impl Jobs {
+    pub(super) fn new(bell: Arc<Bell>) -> Arc<Self> {
+        Arc::new(Self { done: Mutex::default(), bell })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(usize, Result<u32, Errno>)>> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a thread make the operation's call.
+    pub(super) fn start(self: &Arc<Self>, slot: SlotRef, fd: RawFd) {
+        let jobs = Arc::clone(self);
+        POOL.start(Job { slot: slot.address(), fd, call: slot.call(), jobs });
+    }
+
+    /// Takes the operation's job back, if no thread has begun it; it has ended then.
+    pub(super) fn cancel(&self, slot: SlotRef) -> bool {
+        let mut state = POOL.lock();
+        let Some(index) = state.waiting.iter().position(|job| job.slot == slot.address()) else {
+            return false;
+        };
+        state.waiting.remove(index);
+        drop(state);
+        self.lock().push((slot.address(), Err(libc::ECANCELED)));
+        let _ = self.bell.ring();
+        true
+    }
+
+    /// The jobs that are done.
+    pub(super) fn take(&self, ended: &mut Vec<Ended>) {
+        for (slot, result) in self.lock().drain(..) {
+            // SAFETY: the slot has been the kernel's from `start` until now, so its queue is still there:
+            // it is the one that asks.
+            let slot = unsafe { SlotRef::from_address(slot) };
+            ended.push((slot, ending(result)));
+        }
+    }
+}
+
+/// Makes a call that may block.
+///
+/// # Safety
+/// What `call` points to is valid while this runs, and nobody else's.
+unsafe fn make(fd: RawFd, call: Call) -> Result<u32, Errno> {
+    use std::mem::ManuallyDrop;
+    use std::os::fd::FromRawFd;
+    use std::os::unix::fs::FileExt;
+    use std::{fs, io, slice};
+
+    // SAFETY: the file is not closed here; that its descriptor was closed meanwhile is answered with an
+    // error, or, if its number came back, is the misuse PrematureClose.
+    let mut file = ManuallyDrop::new(unsafe { fs::File::from_raw_fd(fd) });
+    // SAFETY (of each slice): the call's bytes, which are this thread's for now. Reads write them only.
+    let result = unsafe {
+        match call {
+            Call::Read { at, length } => {
+                let length = unix::cut(length) as usize;
+                io::Read::read(&mut *file, slice::from_raw_parts_mut(at, length))
+            }
+            Call::Write { at, length } => {
+                let length = unix::cut(length) as usize;
+                io::Write::write(&mut *file, slice::from_raw_parts(at, length))
+            }
+            Call::ReadAt { at, length, offset } => {
+                let length = unix::cut(length) as usize;
+                file.read_at(slice::from_raw_parts_mut(at, length), offset)
+            }
+            Call::WriteAt { at, length, offset } => {
+                let length = unix::cut(length) as usize;
+                file.write_at(slice::from_raw_parts(at, length), offset)
+            }
+            Call::ReadVectored { parts, count } => {
+                return unix::vectored_blocking(fd, true, parts, count);
+            }
+            Call::WriteVectored { parts, count } => {
+                return unix::vectored_blocking(fd, false, parts, count);
+            }
+            Call::Sync { data_only: false } => file.sync_all().map(|()| 0),
+            Call::Sync { data_only: true } => file.sync_data().map(|()| 0),
+            // A file is always ready.
+            Call::Ready { event } => return Ok(event.bit().into()),
+            Call::Receive { .. }
+            | Call::Send { .. }
+            | Call::ReceiveFrom { .. }
+            | Call::SendTo { .. }
+            | Call::Accept { .. }
+            | Call::Connect { .. }
+            | Call::Shutdown { .. } => return Err(libc::ENOTSOCK),
+            Call::Overlapped => return Err(libc::EINVAL),
+        }
+    };
+    result.map(|count| count as u32).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
+}

@@ -1,0 +1,556 @@
+//! What io_uring and readiness have in common: descriptors, calls that do not block, the bell.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use std::time::Duration;
+
+use super::call::Call;
+use super::source::{Medium, descriptor};
+use super::{BindError, Identity, Mark};
+use crate::error::NtStatus;
+use crate::handle::RawHandle;
+use crate::op::{Accepted, Datagram, Event, Events, IoPart, PeerAddress, Shutdown};
+use crate::operation::Ending;
+
+/// An error number of Unix.
+pub(crate) type Errno = i32;
+
+/// How an operation ended that moved `Ok` bytes (or whose result is that number).
+pub(crate) fn ending(result: Result<u32, Errno>) -> Ending {
+    match result {
+        Ok(bytes) => Ending { status: NtStatus(0), bytes },
+        Err(errno) => Ending { status: NtStatus::from_errno(errno), bytes: 0 },
+    }
+}
+
+/// The thread's last error.
+fn last_error() -> Errno {
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+/// What a call returned that answers with a count, or -1 and `errno`.
+fn count(returned: isize) -> Result<u32, Errno> {
+    if returned < 0 {
+        return Err(last_error());
+    }
+    // No call moves more than 2 GiB at once on Linux; where one does, the rest is not lost, as the
+    // caller's buffers say how far it got.
+    Ok(u32::try_from(returned).unwrap_or(u32::MAX))
+}
+
+/// How much one call is asked to move: lengths over 4 GiB are cut, never wrapped.
+pub(crate) fn cut(length: usize) -> u32 {
+    // MAX_RW_COUNT, what Linux cuts to itself (read(2), NOTES).
+    length.min(0x7fff_f000) as u32
+}
+
+/// What a descriptor leads to, and by what it is known again.
+pub(crate) fn examine(handle: RawHandle) -> Result<(RawFd, Medium, Mark), BindError> {
+    let fd = descriptor(handle);
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: takes a number and the place for an answer, which is ours.
+    if unsafe { libc::fstat(fd, status.as_mut_ptr()) } != 0 {
+        return Err(match last_error() {
+            libc::EBADF => BindError::Invalid,
+            errno => BindError::Os(errno as u32),
+        });
+    }
+    // SAFETY: fstat succeeded, so it filled the answer in.
+    let status = unsafe { status.assume_init() };
+    let medium = match status.st_mode & libc::S_IFMT {
+        libc::S_IFSOCK => Medium::Socket,
+        libc::S_IFREG | libc::S_IFBLK | libc::S_IFDIR => Medium::File,
+        _ => Medium::Stream,
+    };
+    Ok((fd, medium, mark(&status)))
+}
+
+fn mark(status: &libc::stat) -> Mark {
+    // What dev_t and ino_t are differs from system to system.
+    #[allow(clippy::unnecessary_cast)]
+    Mark::File { device: status.st_dev as u64, inode: status.st_ino as u64 }
+}
+
+/// Whether the descriptor still leads to the file that was registered (pitfalls 29 and 34).
+pub(crate) fn identity(handle: RawHandle, mark: Mark) -> Identity {
+    if mark == Mark::Owned {
+        return Identity::Same;
+    }
+    match examine(handle) {
+        Ok((.., now)) if now == mark => Identity::Same,
+        _ => Identity::Gone,
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Calls that do not block
+
+/// Why a call that was tried has done nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotYet {
+    /// It would have blocked.
+    WouldBlock,
+    /// This descriptor cannot be asked in this way.
+    Unsupported,
+}
+
+/// Makes the call if that does not block: how it ended.
+///
+/// # Safety
+/// What `call` points to is valid while this runs, and the medium is the descriptor's.
+#[inline]
+pub(crate) unsafe fn attempt(
+    fd: RawFd,
+    medium: Medium,
+    nonblocking: bool,
+    call: Call,
+) -> Result<Result<u32, Errno>, NotYet> {
+    loop {
+        // SAFETY: passed on.
+        let result = unsafe { try_call(fd, medium, nonblocking, call) };
+        return match result {
+            Err(libc::EINTR) => continue, // Pitfall 42.
+            #[allow(unreachable_patterns)] // On most systems they are the same.
+            Err(libc::EAGAIN | libc::EWOULDBLOCK) => Err(NotYet::WouldBlock),
+            Err(libc::EOPNOTSUPP | libc::ENOSYS) if medium != Medium::Socket => {
+                Err(NotYet::Unsupported)
+            }
+            ended => Ok(ended),
+        };
+    }
+}
+
+/// # Safety
+/// As [`attempt`].
+#[inline]
+unsafe fn try_call(fd: RawFd, medium: Medium, nonblocking: bool, call: Call) -> Result<u32, Errno> {
+    const FLAGS: i32 = libc::MSG_DONTWAIT | NO_SIGNAL;
+    // SAFETY (of each call below): the pointers and lengths are the call's, which are valid (see
+    // above); descriptors that are closed or of the wrong kind are answered with an error.
+    unsafe {
+        match call {
+            Call::Receive { at, length } => {
+                count(libc::recv(fd, at.cast(), cut(length) as usize, FLAGS))
+            }
+            Call::Send { at, length } => {
+                count(libc::send(fd, at.cast(), cut(length) as usize, FLAGS))
+            }
+            Call::Read { at, length } if medium == Medium::Socket => {
+                count(libc::recv(fd, at.cast(), cut(length) as usize, FLAGS))
+            }
+            Call::Write { at, length } if medium == Medium::Socket => {
+                count(libc::send(fd, at.cast(), cut(length) as usize, FLAGS))
+            }
+            Call::Read { at, length } if nonblocking => {
+                count(libc::read(fd, at.cast(), cut(length) as usize))
+            }
+            Call::Write { at, length } if nonblocking => {
+                count(libc::write(fd, at.cast(), cut(length) as usize))
+            }
+            Call::Read { at, length } => move_now(fd, true, at, length, None),
+            Call::Write { at, length } => move_now(fd, false, at.cast_mut(), length, None),
+            Call::ReadAt { at, length, offset } => move_now(fd, true, at, length, Some(offset)),
+            Call::WriteAt { at, length, offset } => {
+                move_now(fd, false, at.cast_mut(), length, Some(offset))
+            }
+            Call::ReadVectored { parts, count: parts_count } => {
+                vectored(fd, medium, nonblocking, true, parts, parts_count)
+            }
+            Call::WriteVectored { parts, count: parts_count } => {
+                vectored(fd, medium, nonblocking, false, parts, parts_count)
+            }
+            Call::ReceiveFrom { datagram } => {
+                let message = Datagram::message(datagram);
+                let received = count(libc::recvmsg(fd, message, libc::MSG_DONTWAIT));
+                if received.is_ok() {
+                    Datagram::received(datagram);
+                }
+                received
+            }
+            Call::SendTo { datagram } => {
+                count(libc::sendmsg(fd, Datagram::message(datagram), FLAGS))
+            }
+            Call::Accept { accepted } => accept(fd, nonblocking, accepted),
+            Call::Connect { .. } => Err(libc::EAGAIN), // The rooms know whether it was begun.
+            Call::Shutdown { how } => count(libc::shutdown(fd, shutdown_flag(how)) as isize),
+            Call::Sync { .. } => Err(libc::EAGAIN),
+            Call::Ready { event } => ready_now(fd, event),
+            Call::Overlapped => Err(libc::EINVAL),
+        }
+    }
+}
+
+/// Where the flag exists, no SIGPIPE is raised; elsewhere Rust's runtime has it ignored.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+const NO_SIGNAL: i32 = 0;
+
+pub(crate) fn shutdown_flag(how: Shutdown) -> i32 {
+    match how {
+        Shutdown::Read => libc::SHUT_RD,
+        Shutdown::Write => libc::SHUT_WR,
+        Shutdown::Both => libc::SHUT_RDWR,
+    }
+}
+
+/// Reads or writes if what it takes is at hand (`RWF_NOWAIT`, preadv2(2), Linux 4.14).
+///
+/// # Safety
+/// `at` is `length` bytes, to be written to if it reads.
+#[cfg(target_os = "linux")]
+#[inline]
+unsafe fn move_now(
+    fd: RawFd,
+    reads: bool,
+    at: *mut u8,
+    length: usize,
+    offset: Option<u64>,
+) -> Result<u32, Errno> {
+    let part = libc::iovec { iov_base: at.cast(), iov_len: cut(length) as usize };
+    // SAFETY: one part that is valid for the call.
+    unsafe { move_parts(fd, reads, &raw const part, 1, offset) }
+}
+
+/// # Safety
+/// As the calls: `parts` are `parts_count` of them, each valid.
+#[cfg(target_os = "linux")]
+#[inline]
+unsafe fn move_parts(
+    fd: RawFd,
+    reads: bool,
+    parts: *const libc::iovec,
+    parts_count: i32,
+    offset: Option<u64>,
+) -> Result<u32, Errno> {
+    // -1 is the current position.
+    let offset = match offset.map(libc::off64_t::try_from) {
+        None => -1,
+        Some(Ok(offset)) => offset,
+        Some(Err(_)) => return Err(libc::EINVAL),
+    };
+    // SAFETY: passed on.
+    count(unsafe {
+        if reads {
+            libc::preadv2(fd, parts, parts_count, offset, libc::RWF_NOWAIT)
+        } else {
+            libc::pwritev2(fd, parts, parts_count, offset, libc::RWF_NOWAIT)
+        }
+    })
+}
+
+/// Other systems have no such flag.
+#[cfg(not(target_os = "linux"))]
+unsafe fn move_now(_: RawFd, _: bool, _: *mut u8, _: usize, _: Option<u64>) -> Result<u32, Errno> {
+    Err(libc::EOPNOTSUPP)
+}
+
+/// # Safety
+/// `parts` are `parts_count` of them, each valid.
+unsafe fn vectored(
+    fd: RawFd,
+    medium: Medium,
+    nonblocking: bool,
+    reads: bool,
+    parts: *const IoPart,
+    parts_count: usize,
+) -> Result<u32, Errno> {
+    let parts = parts.cast::<libc::iovec>();
+    // SAFETY: passed on; a socket's message is made here and lives through the call.
+    unsafe {
+        if medium == Medium::Socket {
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = parts.cast_mut();
+            message.msg_iovlen = parts_count as _;
+            return count(if reads {
+                libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT)
+            } else {
+                libc::sendmsg(fd, &raw const message, libc::MSG_DONTWAIT | NO_SIGNAL)
+            });
+        }
+        let parts_count = i32::try_from(parts_count).map_err(|_| libc::EINVAL)?;
+        if nonblocking {
+            return count(if reads {
+                libc::readv(fd, parts, parts_count)
+            } else {
+                libc::writev(fd, parts, parts_count)
+            });
+        }
+        #[cfg(target_os = "linux")]
+        return move_parts(fd, reads, parts, parts_count, None);
+        #[cfg(not(target_os = "linux"))]
+        Err(libc::EOPNOTSUPP)
+    }
+}
+
+/// As `readv` and `writev`, which may block.
+///
+/// # Safety
+/// `parts` are `parts_count` of them, each valid.
+pub(crate) unsafe fn vectored_blocking(
+    fd: RawFd,
+    reads: bool,
+    parts: *const IoPart,
+    parts_count: usize,
+) -> Result<u32, Errno> {
+    // SAFETY: passed on.
+    unsafe { vectored(fd, Medium::File, true, reads, parts, parts_count) }
+}
+
+/// Begins to connect a socket whose calls do not block.
+///
+/// # Safety
+/// `peer` is valid.
+pub(crate) unsafe fn connect(
+    fd: RawFd,
+    peer: *const PeerAddress,
+) -> Result<Result<u32, Errno>, NotYet> {
+    // SAFETY: passed on; the address is as long as it says.
+    let result = count(unsafe { libc::connect(fd, peer.cast(), (*peer).length) } as isize);
+    match result {
+        Err(libc::EINPROGRESS | libc::EINTR) => Err(NotYet::WouldBlock),
+        result => Ok(result),
+    }
+}
+
+/// # Safety
+/// `accepted` is valid, and nobody else's.
+unsafe fn accept(fd: RawFd, nonblocking: bool, accepted: *mut Accepted) -> Result<u32, Errno> {
+    // There is no flag to make one accept not block; a socket that may block is asked first.
+    if !nonblocking && ready_now(fd, Event::Read)? & u32::from(Event::Read.bit()) == 0 {
+        return Err(libc::EAGAIN);
+    }
+    // SAFETY: the address and its length are ours; the descriptor that comes back is nobody's yet.
+    unsafe {
+        let (address, length) = Accepted::address(accepted);
+        *length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+        let socket = libc::accept4(fd, address.cast(), length, libc::SOCK_CLOEXEC);
+        #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+        let socket = {
+            let socket = libc::accept(fd, address.cast(), length);
+            if socket >= 0 {
+                libc::fcntl(socket, libc::F_SETFD, libc::FD_CLOEXEC);
+            }
+            socket
+        };
+        if socket < 0 {
+            return Err(last_error());
+        }
+        Accepted::take_in(accepted, socket);
+    }
+    Ok(0)
+}
+
+/// The other end will send no more: told of where the system can.
+#[cfg(target_os = "linux")]
+const HANGUP: i16 = libc::POLLRDHUP;
+#[cfg(not(target_os = "linux"))]
+const HANGUP: i16 = 0;
+
+/// What poll(2) is asked, and answers, for an event.
+pub(crate) fn poll_flag(event: Event) -> i16 {
+    match event {
+        Event::Read => libc::POLLIN | HANGUP,
+        Event::Write => libc::POLLOUT,
+        Event::PriorityRead => libc::POLLPRI,
+        // These are always told of, whatever was asked.
+        Event::Error => 0,
+        Event::Hangup => HANGUP,
+    }
+}
+
+/// The events that poll(2)'s flags say.
+pub(crate) fn events_of(flags: i16) -> Events {
+    let mut events = Events::default();
+    for (flag, event) in [
+        (libc::POLLIN, Event::Read),
+        (libc::POLLOUT, Event::Write),
+        (libc::POLLPRI, Event::PriorityRead),
+        (libc::POLLERR, Event::Error),
+        (libc::POLLHUP, Event::Hangup),
+        (libc::POLLNVAL, Event::Error),
+    ] {
+        if flags & flag != 0 {
+            events.insert(event);
+        }
+    }
+    if flags & HANGUP != 0 {
+        events.insert(Event::Hangup);
+    }
+    events
+}
+
+/// What the descriptor is ready for just now, of what `event` waits for; EAGAIN for nothing.
+pub(crate) fn ready_now(fd: RawFd, event: Event) -> Result<u32, Errno> {
+    let mut asked = libc::pollfd { fd, events: poll_flag(event), revents: 0 };
+    // SAFETY: one entry, which is ours.
+    let answered = unsafe { libc::poll(&raw mut asked, 1, 0) };
+    match answered {
+        ..0 => Err(last_error()),
+        0 => Err(libc::EAGAIN),
+        _ if asked.revents & libc::POLLNVAL != 0 => Err(libc::EBADF),
+        _ => Ok(u32::from(events_of(asked.revents).bits())),
+    }
+}
+
+/// Makes a descriptor's calls block, or not; true where that changed something.
+pub(crate) fn set_nonblocking(fd: RawFd, nonblocking: bool) -> bool {
+    // SAFETY: fcntl with these two takes and gives numbers.
+    unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        if flags < 0 || (flags & libc::O_NONBLOCK != 0) == nonblocking {
+            return false;
+        }
+        libc::fcntl(fd, libc::F_SETFL, flags ^ libc::O_NONBLOCK) == 0
+    }
+}
+
+/// Whether the descriptor's calls never block.
+pub(crate) fn is_nonblocking(fd: RawFd) -> bool {
+    // SAFETY: as above.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_NONBLOCK != 0
+}
+
+/// Whether a socket carries a stream of bytes, not messages.
+pub(crate) fn is_stream_socket(fd: RawFd) -> bool {
+    socket_option(fd, libc::SO_TYPE) == Ok(libc::SOCK_STREAM)
+}
+
+/// The error a socket has kept for whoever asks: how a connect ended.
+pub(crate) fn socket_error(fd: RawFd) -> Result<u32, Errno> {
+    match socket_option(fd, libc::SO_ERROR)? {
+        0 => Ok(0),
+        error => Err(error),
+    }
+}
+
+fn socket_option(fd: RawFd, name: libc::c_int) -> Result<libc::c_int, Errno> {
+    let mut answer: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the answer's place is ours, and `length` its size.
+    let asked = unsafe {
+        let place = (&raw mut answer).cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, name, place, &raw mut length)
+    };
+    if asked == 0 { Ok(answer) } else { Err(last_error()) }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Time
+
+/// A clock of the system's.
+pub(crate) fn clock(id: libc::clockid_t) -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the place for the answer is ours. The clocks that are asked exist.
+    unsafe { libc::clock_gettime(id, &raw mut time) };
+    // Both are positive: the clocks start at zero, and the second part is below a second.
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// A clock that never goes back.
+pub(crate) fn now() -> Duration {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+/// The same, as of the last tick where there is such a thing: cheaper to read.
+pub(crate) fn coarse_now() -> Duration {
+    #[cfg(target_os = "linux")]
+    return clock(libc::CLOCK_MONOTONIC_COARSE);
+    #[cfg(not(target_os = "linux"))]
+    now()
+}
+
+// ---------------------------------------------------------------------------------------------
+// The bell
+
+/// What wakes a queue from any thread: a descriptor the kernel watches. The notifiers keep it open,
+/// so that a value that came back is never written to.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    #[cfg(target_os = "linux")]
+    event: OwnedFd,
+    #[cfg(not(target_os = "linux"))]
+    ends: (OwnedFd, OwnedFd),
+}
+
+#[cfg(target_os = "linux")]
+impl Bell {
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: takes numbers; the descriptor that comes back is nobody's yet.
+        unsafe {
+            let event = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+            if event < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Self { event: OwnedFd::from_raw_fd(event) })
+        }
+    }
+
+    pub(crate) fn ring(&self) -> io::Result<()> {
+        let one = 1_u64;
+        // SAFETY: eight bytes that are ours.
+        let written = unsafe {
+            libc::write(self.event.as_raw_fd(), (&raw const one).cast(), size_of::<u64>())
+        };
+        // A full counter wakes as well.
+        if written >= 0 || last_error() == libc::EAGAIN {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Takes out what rang. What watches it by the edge need not: 2^64 rings are for ever.
+    pub(crate) fn empty(&self) {
+        let mut rings = 0_u64;
+        // SAFETY: eight bytes that are ours.
+        unsafe { libc::read(self.event.as_raw_fd(), (&raw mut rings).cast(), size_of::<u64>()) };
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Bell {
+    pub(crate) fn new() -> io::Result<Self> {
+        let (hear, pull) = std::os::unix::net::UnixStream::pair()?;
+        hear.set_nonblocking(true)?;
+        pull.set_nonblocking(true)?;
+        Ok(Self { ends: (hear.into(), pull.into()) })
+    }
+
+    pub(crate) fn ring(&self) -> io::Result<()> {
+        let one = 1_u8;
+        // SAFETY: one byte that is ours.
+        let written = unsafe { libc::write(self.ends.1.as_raw_fd(), (&raw const one).cast(), 1) };
+        // A full pair wakes as well.
+        if written >= 0 || last_error() == libc::EAGAIN {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Takes out what rang.
+    pub(crate) fn empty(&self) {
+        let mut taken = [0_u8; 64];
+        // SAFETY: the buffer is ours.
+        while unsafe { libc::read(self.ends.0.as_raw_fd(), taken.as_mut_ptr().cast(), 64) } == 64 {}
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ends.0.as_fd()
+    }
+}

@@ -1,0 +1,627 @@
+//! An io_uring, and the calls that are made directly where the ring would be the longer way.
+//!
+//! **Sockets** are tried directly, told not to block; what would block waits for the edge
+//! ([`source`](super::source)), which a poll in the ring tells that fires more than once. Measured, this is
+//! faster than receives and sends as submissions, for one connection and for many: a poll that stays costs
+//! nothing between two messages, a receive has to be set up for each (docs/PERFORMANCE.md has the figures).
+//!
+//! **Files** are tried directly as well (`RWF_NOWAIT`); what is not in memory is a submission. So is all
+//! else: pipes and terminals where they can't be asked, accepts, connects, waits for readiness, syncs. The next look
+//! at the kernel hands over all submissions in the system call that waits.
+//!
+//! The ring is used as the newest kernels like it, and older ones (5.11 and up) as they can: one issuer,
+//! completions only when we ask (`DEFER_TASKRUN`), the ring's own descriptor registered. What there is is
+//! tried, never assumed. See io_uring_setup(2) and io_uring_enter(2).
+//!
+//! **Memory.** A submission's user data is its slot's address; the slot stays the kernel's, by its status
+//! word, from `submit` until its completion has been taken off the ring here. Closing the ring does not
+//! wait for what it still writes to; that the slab leaks such slots does (rule 0, pitfall 43).
+//!
+//! **Order.** What follows a stream ([`Call::is_sequential`]) has its lane: the kernel has the first, the
+//! others wait here.
+//!
+//! **Descriptors.** A submission names a descriptor by its number until the kernel has seen it, and a poll
+//! holds its file open. So when a registration ends, all is handed over and its poll taken back, before the
+//! descriptor can be closed.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::squeue::{Entry, Flags};
+use io_uring::{IoUring, cqueue, opcode, types};
+
+use super::call::{Call, Direction};
+use super::source::{Medium, Source, Sources, entry_of};
+use super::unix::{self, Bell, Errno, cut, ending};
+use super::{BindError, Binding, Event, Identity, Mark};
+use crate::handle::{EntryId, HandleKind, RawHandle};
+use crate::iocp::Outcome;
+use crate::op::{Accepted, Datagram, Events};
+use crate::operation::{Ending, SlotRef, State};
+
+/// Submissions between two system calls. More are handed over in between.
+const ENTRIES: u32 = 256;
+
+/// The user data of what nobody waits for, and of the bell. Slots' addresses are multiples of 64.
+const NOBODY: u64 = 0;
+const BELL: u64 = 2;
+/// Added to a slot's address: the ring waits until the handle is ready for the call.
+const POLLS: u64 = 1;
+/// The lowest bits of a source's poll; the others are its key.
+const SOURCE: u64 = 3;
+const TAG: u64 = 3;
+
+/// `IORING_ENTER_*`, see io_uring_enter(2).
+const GET_EVENTS: u32 = 1;
+const EXTENDED: u32 = 8;
+const REGISTERED: u32 = 16;
+
+/// One io_uring.
+pub(crate) struct Uring {
+    ring: RefCell<IoUring>,
+    /// The ring's descriptor, or its registered number, and the flag that says which.
+    descriptor: RawFd,
+    enter_flags: u32,
+    bell: Arc<Bell>,
+    bell_rings: Cell<bool>,
+    /// A poll may bring more than one completion (Linux 5.13).
+    has_multishot: Cell<bool>,
+    /// Linux 6.0 or newer.
+    is_recent: bool,
+    sources: Sources,
+    /// What found no room in the submission queue, in order.
+    backlog: RefCell<VecDeque<Entry>>,
+    /// Reused for every look, so that it allocates nothing.
+    completions: RefCell<Vec<(u64, i32, u32)>>,
+}
+
+impl Uring {
+    /// # Errors
+    /// Where the system has no io_uring, refuses it, or has one that is too old.
+    pub(crate) fn new() -> io::Result<Self> {
+        let (mut ring, is_recent) = setup()?;
+        let parameters = ring.params();
+        // With these came what is needed of Linux 5.11: waits with a time limit.
+        if !parameters.is_feature_ext_arg() || !parameters.is_feature_nodrop() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "io_uring of before Linux 5.11",
+            ));
+        }
+        let raw = ring.as_raw_fd();
+        let registered = register(raw);
+        let this = Self {
+            descriptor: registered.unwrap_or(raw),
+            enter_flags: if registered.is_some() { REGISTERED } else { 0 },
+            bell: Arc::new(Bell::new()?),
+            bell_rings: Cell::new(false),
+            has_multishot: Cell::new(true),
+            is_recent,
+            sources: Sources::default(),
+            backlog: RefCell::default(),
+            completions: RefCell::default(),
+            ring: {
+                // A sandbox may allow the ring and refuse its use: one look tells.
+                // SAFETY: hands over nothing and waits for nothing.
+                unsafe { ring.submitter().enter::<libc::sigset_t>(0, 0, GET_EVENTS, None)? };
+                debug_assert!(ring.submission().is_empty());
+                RefCell::new(ring)
+            },
+        };
+        Ok(this)
+    }
+
+    pub(crate) fn bell(&self) -> &Arc<Bell> {
+        &self.bell
+    }
+
+    pub(crate) fn bind(
+        &self,
+        handle: RawHandle,
+        kind: HandleKind,
+        entry: EntryId,
+        owned: bool,
+    ) -> Result<Binding, BindError> {
+        self.sources.bind(handle, kind, entry, owned)
+    }
+
+    /// The descriptor may be closed from now on.
+    pub(crate) fn unbind(&self, _: RawHandle, entry: EntryId, _: bool) {
+        let poll = self.sources.with(entry, |source| {
+            std::mem::replace(&mut source.watched, false).then(|| poll_data(source))
+        });
+        if let Some(poll) = poll {
+            self.push(opcode::PollRemove::new(poll).build().user_data(NOBODY));
+        }
+        self.flush(poll.is_some());
+    }
+
+    pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
+        unix::identity(handle, mark)
+    }
+
+    // -- starting --------------------------------------------------------------------------------
+
+    /// # Safety
+    /// What `call` points to is valid while this runs.
+    #[inline]
+    pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
+        match call {
+            Call::Accept { .. }
+            | Call::Connect { .. }
+            | Call::Sync { .. }
+            | Call::Ready { .. }
+            | Call::Overlapped => None,
+            // SAFETY: passed on.
+            _ => unsafe { self.sources.attempt(entry, call) },
+        }
+    }
+
+    /// Comes after `attempt` has found nothing.
+    ///
+    /// # Safety
+    /// What `call` points to stays valid, and nobody else's, until the operation's end.
+    pub(crate) unsafe fn submit(&self, slot: SlotRef, call: Call) -> Outcome {
+        slot.set_call(call);
+        let is_socket = self.sources.with(entry_of(slot), |source| source.medium == Medium::Socket);
+        if is_socket && waits_for_the_edge(call) {
+            return match self.sources.wait(slot, |source| self.watch(source)) {
+                Ok(()) => Outcome::PENDING,
+                Err(errno) => Outcome::from_errno(errno),
+            };
+        }
+        let waits = call.is_sequential()
+            && self.sources.with(entry_of(slot), |source| {
+                let lane = source.lane(call.direction());
+                let waits = !lane.is_empty();
+                lane.push(slot);
+                waits
+            });
+        if !waits {
+            self.push_call(slot);
+        }
+        Outcome::PENDING
+    }
+
+    /// Has the ring tell of each edge of a source.
+    fn watch(&self, source: &mut Source) -> Result<(), Errno> {
+        const ALL: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP;
+        let flags = (ALL | libc::EPOLLET) as u32;
+        let poll = opcode::PollAdd::new(types::Fd(source.fd), flags);
+        let entry = poll.multi(self.has_multishot.get()).build();
+        self.push(entry.user_data(poll_data(source)));
+        Ok(())
+    }
+
+    /// Hands the slot's call to the ring.
+    fn push_call(&self, slot: SlotRef) {
+        let (fd, medium) = self.sources.with(entry_of(slot), |source| (source.fd, source.medium));
+        let entry = prepare(slot.call(), fd, medium);
+        self.push(entry.user_data(slot.address() as u64));
+    }
+
+    /// Waits until the slot's handle is ready for its call.
+    fn push_poll(&self, slot: SlotRef) {
+        let fd = self.sources.with(entry_of(slot), |source| source.fd);
+        slot.set_polls(true);
+        let flags = match slot.call().direction() {
+            Direction::In => libc::POLLIN,
+            Direction::Out => libc::POLLOUT,
+        };
+        let entry = opcode::PollAdd::new(types::Fd(fd), flags as u32).build();
+        self.push(entry.user_data(slot.address() as u64 | POLLS));
+    }
+
+    fn push(&self, entry: Entry) {
+        let mut backlog = self.backlog.borrow_mut();
+        if !backlog.is_empty() {
+            backlog.push_back(entry);
+            return;
+        }
+        // SAFETY: what the entry points to is the operation's, in its slot or owned by it, and stays
+        // until the operation's completion has been taken off the ring (see `submit`).
+        let pushed = unsafe { self.ring.borrow_mut().submission().push(&entry) };
+        if pushed.is_ok() {
+            return;
+        }
+        self.flush(false);
+        // SAFETY: as above.
+        let pushed = unsafe { self.ring.borrow_mut().submission().push(&entry) };
+        if pushed.is_err() {
+            backlog.push_back(entry);
+        }
+    }
+
+    /// Moves what found no room to where there is some now.
+    fn unload_backlog(&self) {
+        let mut backlog = self.backlog.borrow_mut();
+        while let Some(entry) = backlog.front() {
+            // SAFETY: as in `push`.
+            if unsafe { self.ring.borrow_mut().submission().push(entry) }.is_err() {
+                return;
+            }
+            backlog.pop_front();
+        }
+    }
+
+    /// Hands over all submissions, and waits for nothing. `finish` has the kernel finish what has ended,
+    /// which lets go of its files.
+    fn flush(&self, finish: bool) {
+        self.unload_backlog();
+        let count = self.ring.borrow_mut().submission().len() as u32;
+        if count > 0 || finish {
+            // What the kernel does not take now stays in the queue.
+            let _ = self.enter(count, 0, if finish { GET_EVENTS } else { 0 }, None);
+        }
+    }
+
+    /// io_uring_enter(2).
+    fn enter(
+        &self,
+        count: u32,
+        wanted: u32,
+        flags: u32,
+        timeout: Option<&types::Timespec>,
+    ) -> io::Result<usize> {
+        let arguments = timeout.map(|timeout| types::SubmitArgs::new().timespec(timeout));
+        let (address, size, extended) = match &arguments {
+            Some(arguments) => {
+                (std::ptr::from_ref(arguments).addr(), size_of_val(arguments), EXTENDED)
+            }
+            None => (0, 8, 0), // No signal mask; the size is that of one.
+        };
+        // SAFETY: the ring is ours; the arguments live through the call. What the submissions point to
+        // was promised when they were pushed.
+        let answer = unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_enter,
+                self.descriptor,
+                count,
+                wanted,
+                flags | extended | self.enter_flags,
+                address,
+                size,
+            )
+        };
+        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer as usize) }
+    }
+
+    // -- ending ----------------------------------------------------------------------------------
+
+    pub(crate) fn cancel(&self, slot: SlotRef) -> bool {
+        if !slot.is_kernels() || slot.entry().is_none() {
+            return false;
+        }
+        let call = slot.call();
+        let is_kernels = self.sources.with(entry_of(slot), |source| {
+            // What waits for the edge has not been seen by the kernel, nor what waits for its turn.
+            let waits_here = source.medium == Medium::Socket && waits_for_the_edge(call);
+            let is_first = source.lane(call.direction()).first() == Some(slot);
+            !waits_here && (is_first || !call.is_sequential())
+        });
+        if !is_kernels {
+            return self.sources.cancel(slot);
+        }
+        let polls = if slot.polls() { POLLS } else { 0 };
+        let entry = opcode::AsyncCancel::new(slot.address() as u64 | polls).build();
+        self.push(entry.user_data(NOBODY));
+        true
+    }
+
+    pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Event)) -> io::Result<()> {
+        if !self.bell_rings.get() {
+            self.watch_bell();
+        }
+        let longest = self.sources.longest(timeout_ms);
+        let answer = self.look(longest);
+        let mut completions = self.completions.take();
+        {
+            let mut ring = self.ring.borrow_mut();
+            let taken = ring.completion();
+            completions.extend(taken.map(|it| (it.user_data(), it.result(), it.flags())));
+        }
+        if completions.is_empty() && longest > 0 {
+            self.sources.resolve_doubts();
+        }
+        for (user_data, result, flags) in completions.drain(..) {
+            match (user_data, user_data & TAG) {
+                (NOBODY, _) => {}
+                (BELL, _) => self.bell_rang(result, flags, &mut sink),
+                (_, SOURCE) => self.edge(user_data, result, flags),
+                (_, tag) => {
+                    // SAFETY: all other user data is a slot's address, with POLLS perhaps. The slot was
+                    // the kernel's until now, so its slab is still there, which is part of the queue that
+                    // this ring is part of.
+                    let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
+                    self.answered(slot, tag == POLLS, result, &mut sink);
+                }
+            }
+        }
+        self.completions.replace(completions);
+        self.sources.drain(|slot| sink(Event::Ended(slot)));
+        answer
+    }
+
+    /// A source's poll has fired.
+    fn edge(&self, user_data: u64, result: i32, flags: u32) {
+        if result < 0 && !cqueue::more(flags) && result != -libc::ECANCELED {
+            self.has_multishot.set(false); // Linux 5.11 and 5.12.
+        }
+        let events = if result < 0 { Events::default() } else { unix::events_of(result as i16) };
+        let index = EntryId::index_of_key((user_data >> 2) as usize);
+        self.sources.became_ready(
+            |source| poll_data(source) == user_data,
+            index,
+            events,
+            cqueue::more(flags),
+            |source| self.watch(source),
+        );
+    }
+
+    /// Hands over what there is and waits for a completion, if none is there.
+    fn look(&self, timeout_ms: u32) -> io::Result<()> {
+        self.unload_backlog();
+        let (count, idle, has_work) = {
+            let mut ring = self.ring.borrow_mut();
+            let idle = ring.completion().is_empty();
+            let submissions = ring.submission();
+            // Without the flag that says whether there is work, there may be.
+            let has_work = !self.is_recent || submissions.taskrun() || submissions.cq_overflow();
+            (submissions.len() as u32, idle, has_work)
+        };
+        let waits = timeout_ms > 0 && idle;
+        if count == 0 && !waits && !has_work {
+            return Ok(());
+        }
+        let limit = types::Timespec::from(Duration::from_millis(timeout_ms.into()));
+        let timeout = (waits && timeout_ms != u32::MAX).then_some(&limit);
+        match self.enter(count, u32::from(waits), GET_EVENTS, timeout) {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                // The time is up; a signal came (pitfall 42); completions have to be taken first; or
+                // there is no memory just now. What was not handed over stays where it is.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn watch_bell(&self) {
+        let fd = types::Fd(self.bell.as_fd().as_raw_fd());
+        let flags = libc::POLLIN as u32 | libc::EPOLLET as u32;
+        let entry = opcode::PollAdd::new(fd, flags).multi(self.has_multishot.get()).build();
+        self.bell_rings.set(true);
+        self.push(entry.user_data(BELL));
+    }
+
+    fn bell_rang(&self, result: i32, flags: u32, sink: &mut impl FnMut(Event)) {
+        if !cqueue::more(flags) {
+            self.bell_rings.set(false);
+        }
+        if result < 0 {
+            self.has_multishot.set(false);
+        } else {
+            if !self.has_multishot.get() {
+                self.bell.empty();
+            }
+            sink(Event::Wake);
+        }
+    }
+
+    /// A completion for an operation.
+    fn answered(&self, slot: SlotRef, polled: bool, result: i32, sink: &mut impl FnMut(Event)) {
+        let is_wanted = slot.state() == State::InFlight;
+        if result == -libc::EAGAIN || result == -libc::EWOULDBLOCK {
+            // Its descriptor was told not to block, so the ring did not wait for it.
+            if is_wanted && !polled {
+                self.push_poll(slot);
+                return;
+            }
+        }
+        let interrupted = result == -libc::EINTR;
+        if (polled && result >= 0 || interrupted) && is_wanted {
+            slot.set_polls(false);
+            self.push_call(slot);
+            return;
+        }
+        let result = match (slot.call(), result) {
+            // A wait that is not wanted any more; or a cancel that came between the two.
+            (_, 0..) if polled => Err(libc::ECANCELED),
+            // io_uring's way of saying that a cancel got it while it slept.
+            (_, -4) => Err(libc::ECANCELED),
+            (_, ..0) => Err(-result),
+            // SAFETY: the operation has ended, so what it points to is ours; and the descriptor is
+            // nobody's yet.
+            (Call::Accept { accepted }, fd) => unsafe {
+                Accepted::take_in(accepted, fd);
+                Ok(0)
+            },
+            (Call::ReceiveFrom { datagram }, count) => {
+                // SAFETY: the call has ended, in the operation's memory.
+                unsafe { Datagram::received(datagram) };
+                Ok(count as u32)
+            }
+            (Call::Ready { .. }, revents) => Ok(u32::from(unix::events_of(revents as i16).bits())),
+            (_, count) => Ok(count as u32),
+        };
+        if slot.call().is_sequential() {
+            let next = self.sources.with(entry_of(slot), |source| {
+                let lane = source.lane(slot.call().direction());
+                debug_assert!(lane.first() == Some(slot));
+                lane.pop();
+                lane.first()
+            });
+            if let Some(next) = next {
+                self.push_call(next);
+            }
+        }
+        slot.end(ending(result));
+        sink(Event::Ended(slot));
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        unix::now()
+    }
+
+    pub(crate) fn coarse_now(&self) -> Duration {
+        unix::coarse_now()
+    }
+}
+
+impl AsFd for Uring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring keeps its descriptor open for as long as it lives, which the borrow does not
+        // outlive: `ring` is never replaced.
+        unsafe { BorrowedFd::borrow_raw(self.ring.borrow().as_raw_fd()) }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        if self.enter_flags & REGISTERED != 0 {
+            // The registration would keep the ring open until the thread ends.
+            unregister(self.ring.get_mut().as_raw_fd(), self.descriptor);
+        }
+    }
+}
+
+/// The user data of a source's poll.
+fn poll_data(source: &Source) -> u64 {
+    (source.key as u64) << 2 | SOURCE
+}
+
+/// Whether a socket's call is made here, when the ring says that it would not block.
+fn waits_for_the_edge(call: Call) -> bool {
+    matches!(
+        call,
+        Call::Read { .. }
+            | Call::Write { .. }
+            | Call::ReadVectored { .. }
+            | Call::WriteVectored { .. }
+            | Call::Receive { .. }
+            | Call::Send { .. }
+            | Call::ReceiveFrom { .. }
+            | Call::SendTo { .. }
+            | Call::Shutdown { .. }
+    )
+}
+
+/// The newest kind of ring there is, and whether that is of Linux 6.0 or newer.
+fn setup() -> io::Result<(IoUring, bool)> {
+    let mut builder = IoUring::builder();
+    builder.dontfork().setup_clamp().setup_cqsize(4 * ENTRIES);
+    let mut recent = builder.clone();
+    recent
+        .setup_submit_all()
+        .setup_single_issuer()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .setup_defer_taskrun();
+    match recent.build(ENTRIES) {
+        Ok(ring) => Ok((ring, true)),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            // DEFER_TASKRUN came with 6.1, the rest before.
+            Ok((builder.build(ENTRIES)?, false))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// As `struct io_uring_rsrc_update` has it.
+#[repr(C)]
+struct Registration {
+    offset: u32,
+    reserved: u32,
+    data: u64,
+}
+
+/// `IORING_REGISTER_RING_FDS` and its opposite (Linux 5.18).
+const REGISTER_RING_FDS: u32 = 20;
+const UNREGISTER_RING_FDS: u32 = 21;
+
+/// Registers the ring's descriptor with itself, which saves a look-up a call; its number then.
+fn register(ring: RawFd) -> Option<RawFd> {
+    let mut update = Registration { offset: u32::MAX, reserved: 0, data: ring as u64 };
+    let count =
+        // SAFETY: one update, which is ours, and to which the kernel writes the number.
+        unsafe { register_call(ring, REGISTER_RING_FDS, &raw mut update) };
+    (count == 1).then_some(update.offset as RawFd)
+}
+
+fn unregister(ring: RawFd, registered: RawFd) {
+    let mut update = Registration { offset: registered as u32, reserved: 0, data: 0 };
+    // SAFETY: one update, which is ours.
+    unsafe { register_call(ring, UNREGISTER_RING_FDS, &raw mut update) };
+}
+
+/// io_uring_register(2) with one update.
+///
+/// # Safety
+/// `update` is valid for reads and writes.
+unsafe fn register_call(ring: RawFd, what: u32, update: *mut Registration) -> i64 {
+    // SAFETY: passed on.
+    unsafe { libc::syscall(libc::SYS_io_uring_register, ring, what, update, 1) }
+}
+
+/// The submission for a call.
+fn prepare(call: Call, fd: RawFd, medium: Medium) -> Entry {
+    /// "At the current position."
+    const ON: u64 = u64::MAX;
+    let fd = types::Fd(fd);
+    let is_socket = medium == Medium::Socket;
+    match call {
+        Call::Read { at, length } if is_socket => opcode::Recv::new(fd, at, cut(length)).build(),
+        Call::Receive { at, length } => opcode::Recv::new(fd, at, cut(length)).build(),
+        Call::Write { at, length } if is_socket => {
+            opcode::Send::new(fd, at, cut(length)).flags(libc::MSG_NOSIGNAL).build()
+        }
+        Call::Send { at, length } => {
+            opcode::Send::new(fd, at, cut(length)).flags(libc::MSG_NOSIGNAL).build()
+        }
+        Call::Read { at, length } => opcode::Read::new(fd, at, cut(length)).offset(ON).build(),
+        Call::Write { at, length } => opcode::Write::new(fd, at, cut(length)).offset(ON).build(),
+        Call::ReadAt { at, length, offset } => {
+            opcode::Read::new(fd, at, cut(length)).offset(offset).build()
+        }
+        Call::WriteAt { at, length, offset } => {
+            opcode::Write::new(fd, at, cut(length)).offset(offset).build()
+        }
+        Call::ReadVectored { parts, count } => {
+            opcode::Readv::new(fd, parts.cast(), count as u32).offset(ON).build()
+        }
+        Call::WriteVectored { parts, count } => {
+            opcode::Writev::new(fd, parts.cast(), count as u32).offset(ON).build()
+        }
+        Call::ReceiveFrom { datagram } => {
+            // SAFETY: the call's promise.
+            opcode::RecvMsg::new(fd, unsafe { Datagram::message(datagram) }).build()
+        }
+        Call::SendTo { datagram } => {
+            // SAFETY: the call's promise.
+            let message = unsafe { Datagram::message(datagram) };
+            opcode::SendMsg::new(fd, message).flags(libc::MSG_NOSIGNAL as u32).build()
+        }
+        Call::Accept { accepted } => {
+            // SAFETY: the call's promise.
+            let (address, length) = unsafe { Accepted::address(accepted) };
+            opcode::Accept::new(fd, address.cast(), length).flags(libc::SOCK_CLOEXEC).build()
+        }
+        Call::Connect { peer } => {
+            // SAFETY: the call's promise: the address is there, and nobody writes to it.
+            let length = unsafe { (*peer).length };
+            opcode::Connect::new(fd, peer.cast(), length).build()
+        }
+        Call::Shutdown { how } => opcode::Shutdown::new(fd, unix::shutdown_flag(how)).build(),
+        Call::Sync { data_only } => {
+            let flags =
+                if data_only { types::FsyncFlags::DATASYNC } else { types::FsyncFlags::empty() };
+            opcode::Fsync::new(fd).flags(flags).build()
+        }
+        Call::Ready { event } => opcode::PollAdd::new(fd, unix::poll_flag(event) as u32).build(),
+        Call::Overlapped => opcode::Nop::new().build().flags(Flags::empty()),
+    }
+}

@@ -1,0 +1,809 @@
+//! The portable operations: the same calls, with the same answers, on every kernel.
+//!
+//! A [`Registered`] handle has a method for each. It takes an owned buffer ([`IoBuf`]), starts the
+//! operation when it is called, and returns an [`Operation`], a future of the result and the buffer:
+//!
+//! ```
+//! use std::net::{TcpListener, TcpStream};
+//!
+//! use ioqueue::Registered;
+//!
+//! # #[cfg(unix)]
+//! # fn main() -> std::io::Result<()> {
+//! let listener = TcpListener::bind("127.0.0.1:0")?;
+//! let client = Registered::new(TcpStream::connect(listener.local_addr()?)?)?;
+//! let server = Registered::new(listener.accept()?.0)?;
+//!
+//! ioqueue::block_on(async {
+//!     let (sent, _) = server.write("hello").await;
+//!     assert_eq!(sent?, 5);
+//!     let (received, buffer) = client.read(Vec::with_capacity(64)).await;
+//!     assert_eq!(received?, 5);
+//!     assert_eq!(buffer, b"hello");
+//!     Ok(())
+//! })?
+//! # }
+//! # #[cfg(not(unix))]
+//! # fn main() {}
+//! ```
+//!
+//! # What is the same everywhere
+//!
+//! - A read at the end of a file, or of a stream whose other end is closed, is `Ok(0)`. A connection that
+//!   was reset is an error.
+//! - A handle's reads follow each other in the order they were started, and so do its writes. What has a
+//!   place of its own ([`read_at`](Registered::read_at), [`write_at`](Registered::write_at)), accepts and
+//!   datagrams go on side by side, any number at a time.
+//! - A read or a write may move fewer bytes than there is room for, and never more than 2 GiB.
+//! - What was refused before the call ([`Misuse`](crate::Misuse), [`Closed`](crate::error::Closed)) is the result, and the
+//!   buffer comes back with it.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::Shutdown as How;
+#[cfg(unix)]
+use std::os::fd::OwnedFd as Socket;
+#[cfg(windows)]
+use std::os::windows::io::OwnedSocket as Socket;
+use std::panic::Location;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::address::SocketAddress;
+use crate::buffer::{IoBuf, IoBufMut};
+use crate::handle::{AsAnyHandle, Registered};
+use crate::iocp::{self, Cancelled, Completion, Wait};
+use crate::kernel::call::Call;
+use crate::queue::Queue;
+use crate::time::Elapsed;
+
+pub(crate) use std::net::Shutdown;
+
+/// The address of a peer, as a connect takes it.
+pub(crate) type PeerAddress = SocketAddress;
+
+// ---------------------------------------------------------------------------------------------
+// Events
+
+/// What a handle can be ready for, or has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(alias = "ReadyEvent")]
+pub enum Event {
+    /// A read, or an accept, would not block: there is something, or the end.
+    Read,
+    /// A write would not block. A connect has ended.
+    Write,
+    /// There is urgent data, or what else the device calls a priority (`POLLPRI`).
+    PriorityRead,
+    /// There is an error to be fetched. Wakes every wait.
+    Error,
+    /// The other end is closed. Wakes every wait.
+    Hangup,
+}
+
+impl Event {
+    pub(crate) const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// The events that a wait has seen.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Events(u8);
+
+impl Events {
+    #[cfg(unix)]
+    pub(crate) fn bits(self) -> u8 {
+        self.0
+    }
+
+    pub(crate) fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
+
+    #[cfg(unix)]
+    pub(crate) fn insert(&mut self, event: Event) {
+        self.0 |= event.bit();
+    }
+
+    /// Whether they end a wait for `event`: errors and hang-ups always do.
+    #[cfg(unix)]
+    pub(crate) fn says(self, event: Event) -> bool {
+        let over = Event::Error.bit() | Event::Hangup.bit();
+        self.0 & (event.bit() | over) != 0
+    }
+
+    /// Whether `event` is among them.
+    pub fn contains(self, event: Event) -> bool {
+        self.0 & event.bit() != 0
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = [Event::Read, Event::Write, Event::PriorityRead, Event::Error, Event::Hangup];
+        f.debug_set().entries(all.into_iter().filter(|&event| self.contains(event))).finish()
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// What requests are made of
+
+/// A portable operation: its own memory, and what its result is for the caller. Its implementations are
+/// this module's.
+///
+/// # Safety
+/// What `call` points to is the request's, or owned by it; it stays valid for as long as the request is
+/// neither moved, changed nor dropped.
+pub unsafe trait Request: Sized + 'static {
+    /// What the operation gives when it has ended.
+    type Output;
+
+    /// The end of what there is to read is a count of 0, and no error.
+    #[doc(hidden)]
+    const READS: bool = false;
+
+    /// The call, which points into the request.
+    #[doc(hidden)]
+    #[allow(private_interfaces)]
+    fn call(&mut self) -> Call;
+
+    /// Where in a file it takes place.
+    #[doc(hidden)]
+    fn offset(&self) -> u64 {
+        0
+    }
+
+    /// What the operation gives: `result` is the number its call answered with.
+    #[doc(hidden)]
+    fn finish(self, result: io::Result<u32>) -> Self::Output;
+}
+
+/// A buffer, or a part of one, as vectored calls take it.
+#[cfg(unix)]
+pub(crate) type IoPart = libc::iovec;
+#[cfg(not(unix))]
+pub(crate) type IoPart = windows_sys::Win32::Networking::WinSock::WSABUF;
+
+#[cfg(unix)]
+fn part(at: *mut u8, length: usize) -> IoPart {
+    IoPart { iov_base: at.cast(), iov_len: length }
+}
+
+#[cfg(not(unix))]
+fn part(at: *mut u8, length: usize) -> IoPart {
+    IoPart { len: u32::try_from(length).unwrap_or(u32::MAX), buf: at }
+}
+
+/// What an accept fills in.
+pub(crate) struct Accepted {
+    peer: SocketAddress,
+    socket: Option<Socket>,
+}
+
+#[cfg(unix)]
+impl Accepted {
+    /// Where the call writes who it was, and how long that is.
+    ///
+    /// # Safety
+    /// `this` is valid.
+    pub(crate) unsafe fn address(this: *mut Self) -> (*mut u8, *mut u32) {
+        // SAFETY: passed on; no reference is formed.
+        unsafe { ((&raw mut (*this).peer.bytes).cast(), &raw mut (*this).peer.length) }
+    }
+
+    /// Owns the socket from now on.
+    ///
+    /// # Safety
+    /// `this` is valid and nobody else's, and so is the descriptor.
+    pub(crate) unsafe fn take_in(this: *mut Self, socket: std::os::fd::RawFd) {
+        use std::os::fd::FromRawFd;
+        // SAFETY: passed on.
+        unsafe { (*this).socket = Some(Socket::from_raw_fd(socket)) };
+    }
+}
+
+/// A message with the address of the other side, as recvmsg and sendmsg take it.
+pub(crate) struct Datagram {
+    peer: SocketAddress,
+    part: IoPart,
+    #[cfg(unix)]
+    message: libc::msghdr,
+}
+
+#[cfg(unix)]
+impl Datagram {
+    fn new(peer: SocketAddress) -> Self {
+        // SAFETY: a msghdr is numbers and pointers, for which zero is nothing.
+        Self { peer, part: part(std::ptr::null_mut(), 0), message: unsafe { std::mem::zeroed() } }
+    }
+
+    /// Makes the parts point to one another, where they are now.
+    fn prepare(&mut self, at: *mut u8, length: usize) {
+        self.part = part(at, length);
+        self.message.msg_name = (&raw mut self.peer.bytes).cast();
+        self.message.msg_namelen = self.peer.length;
+        self.message.msg_iov = &raw mut self.part;
+        self.message.msg_iovlen = 1;
+        self.message.msg_flags = 0;
+    }
+
+    /// # Safety
+    /// `this` is valid and was prepared where it is.
+    pub(crate) unsafe fn message(this: *mut Self) -> *mut libc::msghdr {
+        // SAFETY: passed on; no reference is formed.
+        unsafe { &raw mut (*this).message }
+    }
+
+    /// Takes over what the call wrote into the message.
+    ///
+    /// # Safety
+    /// `this` is valid, and the call has ended.
+    pub(crate) unsafe fn received(this: *mut Self) {
+        // SAFETY: passed on.
+        unsafe { (*this).peer.length = (*this).message.msg_namelen };
+    }
+
+    fn was_truncated(&self) -> bool {
+        self.message.msg_flags & libc::MSG_TRUNC != 0
+    }
+}
+
+#[cfg(not(unix))]
+impl Datagram {
+    fn new(peer: SocketAddress) -> Self {
+        Self { peer, part: part(std::ptr::null_mut(), 0) }
+    }
+
+    fn prepare(&mut self, at: *mut u8, length: usize) {
+        self.part = part(at, length);
+    }
+
+    fn was_truncated(&self) -> bool {
+        false
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The requests
+
+/// What [`Registered::read`] and its like do.
+pub struct Read<B> {
+    buffer: B,
+    from: From,
+}
+
+/// What [`Registered::write`] and its like do.
+pub struct Write<B> {
+    buffer: B,
+    to: From,
+}
+
+/// Where a read or a write takes place.
+#[derive(Clone, Copy)]
+enum From {
+    Stream,
+    Socket,
+    Place(u64),
+}
+
+impl From {
+    fn offset(self) -> u64 {
+        match self {
+            Self::Stream | Self::Socket => 0,
+            Self::Place(offset) => offset,
+        }
+    }
+}
+
+// SAFETY: the buffer is the request's, and keeps its bytes where they are (IoBuf's promise).
+unsafe impl<B: IoBufMut> Request for Read<B> {
+    type Output = (io::Result<usize>, B);
+    const READS: bool = true;
+
+    #[allow(private_interfaces)]
+    #[inline]
+    fn call(&mut self) -> Call {
+        let (at, length) = (self.buffer.io_mut_ptr(), self.buffer.io_capacity());
+        match self.from {
+            From::Stream => Call::Read { at, length },
+            From::Socket => Call::Receive { at, length },
+            From::Place(offset) => Call::ReadAt { at, length, offset },
+        }
+    }
+
+    fn offset(&self) -> u64 {
+        self.from.offset()
+    }
+
+    #[inline]
+    fn finish(mut self, result: io::Result<u32>) -> Self::Output {
+        if let Ok(count) = result {
+            // SAFETY: the call has filled so many bytes of the capacity it was given.
+            unsafe { self.buffer.set_io_len(count as usize) };
+        }
+        (result.map(|count| count as usize), self.buffer)
+    }
+}
+
+// SAFETY: as for Read.
+unsafe impl<B: IoBuf> Request for Write<B> {
+    type Output = (io::Result<usize>, B);
+
+    #[allow(private_interfaces)]
+    #[inline]
+    fn call(&mut self) -> Call {
+        let (at, length) = (self.buffer.io_ptr(), self.buffer.io_len());
+        match self.to {
+            From::Stream => Call::Write { at, length },
+            From::Socket => Call::Send { at, length },
+            From::Place(offset) => Call::WriteAt { at, length, offset },
+        }
+    }
+
+    fn offset(&self) -> u64 {
+        self.to.offset()
+    }
+
+    #[inline]
+    fn finish(self, result: io::Result<u32>) -> Self::Output {
+        (result.map(|count| count as usize), self.buffer)
+    }
+}
+
+/// What [`Registered::read_vectored`] does.
+pub struct ReadVectored<B, const N: usize> {
+    buffers: [B; N],
+    parts: [IoPart; N],
+}
+
+/// What [`Registered::write_vectored`] does.
+pub struct WriteVectored<B, const N: usize> {
+    buffers: [B; N],
+    parts: [IoPart; N],
+}
+
+// SAFETY: the parts are the request's and point to the buffers' bytes, which are its too.
+unsafe impl<B: IoBufMut, const N: usize> Request for ReadVectored<B, N> {
+    type Output = (io::Result<usize>, [B; N]);
+    const READS: bool = true;
+
+    #[allow(private_interfaces)]
+    fn call(&mut self) -> Call {
+        for (into, buffer) in self.parts.iter_mut().zip(&mut self.buffers) {
+            *into = part(buffer.io_mut_ptr(), buffer.io_capacity());
+        }
+        Call::ReadVectored { parts: self.parts.as_ptr(), count: N }
+    }
+
+    fn finish(mut self, result: io::Result<u32>) -> Self::Output {
+        if let Ok(count) = result {
+            let mut rest = count as usize;
+            for buffer in &mut self.buffers {
+                let filled = rest.min(buffer.io_capacity());
+                // SAFETY: the call fills one buffer after the other.
+                unsafe { buffer.set_io_len(filled) };
+                rest -= filled;
+            }
+        }
+        (result.map(|count| count as usize), self.buffers)
+    }
+}
+
+// SAFETY: as for ReadVectored.
+unsafe impl<B: IoBuf, const N: usize> Request for WriteVectored<B, N> {
+    type Output = (io::Result<usize>, [B; N]);
+
+    #[allow(private_interfaces)]
+    fn call(&mut self) -> Call {
+        for (into, buffer) in self.parts.iter_mut().zip(&self.buffers) {
+            *into = part(buffer.io_ptr().cast_mut(), buffer.io_len());
+        }
+        Call::WriteVectored { parts: self.parts.as_ptr(), count: N }
+    }
+
+    fn finish(self, result: io::Result<u32>) -> Self::Output {
+        (result.map(|count| count as usize), self.buffers)
+    }
+}
+
+/// What [`Registered::recv_from`] does.
+pub struct ReceiveFrom<B> {
+    buffer: B,
+    datagram: Datagram,
+}
+
+/// What [`Registered::send_to`] does.
+pub struct SendTo<B> {
+    buffer: B,
+    datagram: Datagram,
+}
+
+/// A datagram that came.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Received {
+    /// How many of its bytes are in the buffer.
+    pub bytes: usize,
+    /// Who sent it.
+    pub peer: SocketAddress,
+    /// It was longer than the buffer, and the rest is lost.
+    pub truncated: bool,
+}
+
+// SAFETY: all that the message points to is the request's.
+unsafe impl<B: IoBufMut> Request for ReceiveFrom<B> {
+    type Output = (io::Result<Received>, B);
+
+    #[allow(private_interfaces)]
+    fn call(&mut self) -> Call {
+        self.datagram.peer.length = SocketAddress::ANY.length;
+        self.datagram.prepare(self.buffer.io_mut_ptr(), self.buffer.io_capacity());
+        Call::ReceiveFrom { datagram: &raw mut self.datagram }
+    }
+
+    fn finish(mut self, result: io::Result<u32>) -> Self::Output {
+        let received = result.map(|count| Received {
+            bytes: count as usize,
+            peer: self.datagram.peer,
+            truncated: self.datagram.was_truncated(),
+        });
+        if let Ok(received) = &received {
+            // SAFETY: the call has filled so many bytes of the capacity it was given.
+            unsafe { self.buffer.set_io_len(received.bytes) };
+        }
+        (received, self.buffer)
+    }
+}
+
+// SAFETY: as for ReceiveFrom.
+unsafe impl<B: IoBuf> Request for SendTo<B> {
+    type Output = (io::Result<usize>, B);
+
+    #[allow(private_interfaces)]
+    fn call(&mut self) -> Call {
+        self.datagram.prepare(self.buffer.io_ptr().cast_mut(), self.buffer.io_len());
+        Call::SendTo { datagram: &raw mut self.datagram }
+    }
+
+    fn finish(self, result: io::Result<u32>) -> Self::Output {
+        (result.map(|count| count as usize), self.buffer)
+    }
+}
+
+/// What [`Registered::accept`] does.
+pub struct Accept(Accepted);
+
+// SAFETY: what is filled in is the request's.
+unsafe impl Request for Accept {
+    type Output = io::Result<(Socket, SocketAddress)>;
+
+    #[allow(private_interfaces)]
+    fn call(&mut self) -> Call {
+        Call::Accept { accepted: &raw mut self.0 }
+    }
+
+    fn finish(self, result: io::Result<u32>) -> Self::Output {
+        result.map(|_| (self.0.socket.expect("an accept that succeeded has a socket"), self.0.peer))
+    }
+}
+
+/// What [`Registered::connect`] does.
+pub struct Connect(SocketAddress);
+
+// SAFETY: the address is the request's.
+unsafe impl Request for Connect {
+    type Output = io::Result<()>;
+
+    #[allow(private_interfaces)]
+    fn call(&mut self) -> Call {
+        Call::Connect { peer: &raw const self.0 }
+    }
+
+    fn finish(self, result: io::Result<u32>) -> Self::Output {
+        result.map(|_| ())
+    }
+}
+
+/// What [`Registered::shutdown`] does.
+pub struct ShutDown(How);
+
+// SAFETY: it points to nothing.
+unsafe impl Request for ShutDown {
+    type Output = io::Result<()>;
+
+    #[allow(private_interfaces)]
+    fn call(&mut self) -> Call {
+        Call::Shutdown { how: self.0 }
+    }
+
+    fn finish(self, result: io::Result<u32>) -> Self::Output {
+        result.map(|_| ())
+    }
+}
+
+/// What [`Registered::sync_all`] and [`Registered::sync_data`] do.
+pub struct Sync {
+    data_only: bool,
+}
+
+// SAFETY: it points to nothing.
+unsafe impl Request for Sync {
+    type Output = io::Result<()>;
+
+    #[allow(private_interfaces)]
+    fn call(&mut self) -> Call {
+        Call::Sync { data_only: self.data_only }
+    }
+
+    fn finish(self, result: io::Result<u32>) -> Self::Output {
+        result.map(|_| ())
+    }
+}
+
+/// What [`Queue::ready`] does.
+pub struct Ready(Event);
+
+// SAFETY: it points to nothing.
+unsafe impl Request for Ready {
+    type Output = io::Result<Events>;
+
+    #[allow(private_interfaces)]
+    fn call(&mut self) -> Call {
+        Call::Ready { event: self.0 }
+    }
+
+    fn finish(self, result: io::Result<u32>) -> Self::Output {
+        result.map(|bits| Events::from_bits(bits as u8))
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The future
+
+/// A portable operation that was started: a future of its result.
+///
+/// It goes on whether it is polled or not, and works under any executor, as long as somebody polls the
+/// queue. **Dropping it cancels the operation**; its buffer stays until the kernel is done, and is
+/// dropped then. [`cancel`](Self::cancel) can be awaited and loses nothing. Not `Send`.
+///
+/// If the queue is closed meanwhile the result is [`Closed`](crate::error::Closed), or how the operation
+/// ended if it was faster.
+///
+/// # Panics
+/// When it is polled after its end, or after the queue was closed and the kernel did not give the
+/// operation back ([`Undrained`](crate::error::Undrained)).
+#[must_use = "dropping it cancels the operation"]
+pub struct Operation<R: Request>(Wait<R>);
+
+impl<R: Request> Operation<R> {
+    /// Asks for the operation to be cancelled, and waits for how it ended: with an error that
+    /// [`is_cancelled`](crate::error::is_cancelled), or after all with a result. The buffer comes back
+    /// either way.
+    pub fn cancel(self) -> Cancel<R> {
+        Cancel(self.0.cancel())
+    }
+
+    /// Gives the operation so much time from now; then it is cancelled, and this waits for how that
+    /// ended. Nothing is lost: what was faster than its cancel says what it did.
+    pub fn timeout(self, duration: Duration) -> Timeout<R> {
+        Timeout(self.0.timeout(duration))
+    }
+}
+
+fn finish<R: Request>(completion: Completion<R>) -> R::Output {
+    let result = if R::READS { completion.read_result() } else { completion.result() };
+    completion.state.finish(result)
+}
+
+impl<R: Request> Future for Operation<R> {
+    type Output = R::Output;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<R::Output> {
+        self.0.poll_completion(context).map(finish)
+    }
+}
+
+/// The end of a cancelled [`Operation`].
+#[must_use = "the operation may finish after all: await how it ended"]
+pub struct Cancel<R: Request>(iocp::Cancel<R>);
+
+impl<R: Request> Future for Cancel<R> {
+    type Output = R::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<R::Output> {
+        Pin::new(&mut self.0).poll(context).map(|ended| finish(ended.into_completion()))
+    }
+}
+
+/// An [`Operation`] with a time limit. When the time is up its result is an error made from
+/// [`Elapsed`], unless the operation was faster than its cancel.
+#[must_use = "dropping it cancels the operation"]
+pub struct Timeout<R: Request>(iocp::Timeout<R>);
+
+impl<R: Request> Future for Timeout<R> {
+    type Output = R::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<R::Output> {
+        let ended = std::task::ready!(Pin::new(&mut self.0).poll(context));
+        Poll::Ready(match ended {
+            Cancelled::Cancelled(completion) if self.0.is_up() => {
+                completion.state.finish(Err(Elapsed.into()))
+            }
+            ended => finish(ended.into_completion()),
+        })
+    }
+}
+
+macro_rules! debug {
+    ($($of:ident),*) => {$(
+        impl<R: Request> fmt::Debug for $of<R> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(stringify!($of)).field(&self.0).finish()
+            }
+        }
+    )*};
+}
+debug!(Operation, Cancel, Timeout);
+
+// ---------------------------------------------------------------------------------------------
+// The methods
+
+impl<H> Registered<H> {
+    #[inline]
+    fn begin<R: Request>(&self, request: R, caller: &'static Location<'static>) -> Operation<R> {
+        Operation(iocp::begin_call(self, request, caller))
+    }
+
+    /// Reads on from where the last read ended, or what comes next on a stream: as much as there is,
+    /// up to the buffer's capacity. 0 is the end.
+    #[track_caller]
+    #[inline]
+    pub fn read<B: IoBufMut>(&self, buffer: B) -> Operation<Read<B>> {
+        self.begin(Read { buffer, from: From::Stream }, Location::caller())
+    }
+
+    /// Writes on from where the last write ended, or next on a stream. May write less than there is.
+    #[track_caller]
+    #[inline]
+    pub fn write<B: IoBuf>(&self, buffer: B) -> Operation<Write<B>> {
+        self.begin(Write { buffer, to: From::Stream }, Location::caller())
+    }
+
+    /// Reads at a place in a file, over the full 64 bits. Any number at a time.
+    #[track_caller]
+    #[inline]
+    pub fn read_at<B: IoBufMut>(&self, buffer: B, offset: u64) -> Operation<Read<B>> {
+        self.begin(Read { buffer, from: From::Place(offset) }, Location::caller())
+    }
+
+    /// Writes at a place in a file, over the full 64 bits. Any number at a time.
+    #[track_caller]
+    #[inline]
+    pub fn write_at<B: IoBuf>(&self, buffer: B, offset: u64) -> Operation<Write<B>> {
+        self.begin(Write { buffer, to: From::Place(offset) }, Location::caller())
+    }
+
+    /// As [`read`](Self::read), into one buffer after the other.
+    #[track_caller]
+    pub fn read_vectored<B: IoBufMut, const N: usize>(
+        &self,
+        buffers: [B; N],
+    ) -> Operation<ReadVectored<B, N>> {
+        let parts = std::array::from_fn(|_| part(std::ptr::null_mut(), 0));
+        self.begin(ReadVectored { buffers, parts }, Location::caller())
+    }
+
+    /// As [`write`](Self::write), from one buffer after the other.
+    #[track_caller]
+    pub fn write_vectored<B: IoBuf, const N: usize>(
+        &self,
+        buffers: [B; N],
+    ) -> Operation<WriteVectored<B, N>> {
+        let parts = std::array::from_fn(|_| part(std::ptr::null_mut(), 0));
+        self.begin(WriteVectored { buffers, parts }, Location::caller())
+    }
+
+    /// Receives on a connected socket. 0 is the end of a stream, or an empty datagram.
+    #[track_caller]
+    #[inline]
+    pub fn recv<B: IoBufMut>(&self, buffer: B) -> Operation<Read<B>> {
+        self.begin(Read { buffer, from: From::Socket }, Location::caller())
+    }
+
+    /// Sends on a connected socket.
+    #[track_caller]
+    #[inline]
+    pub fn send<B: IoBuf>(&self, buffer: B) -> Operation<Write<B>> {
+        self.begin(Write { buffer, to: From::Socket }, Location::caller())
+    }
+
+    /// Receives one datagram, and who sent it.
+    #[track_caller]
+    pub fn recv_from<B: IoBufMut>(&self, buffer: B) -> Operation<ReceiveFrom<B>> {
+        let datagram = Datagram::new(SocketAddress::NONE);
+        self.begin(ReceiveFrom { buffer, datagram }, Location::caller())
+    }
+
+    /// Sends one datagram to `peer`.
+    #[track_caller]
+    pub fn send_to<B: IoBuf>(
+        &self,
+        buffer: B,
+        peer: impl Into<SocketAddress>,
+    ) -> Operation<SendTo<B>> {
+        let datagram = Datagram::new(peer.into());
+        self.begin(SendTo { buffer, datagram }, Location::caller())
+    }
+
+    /// Takes a connection off a listening socket, and says who it is from. Any number at a time.
+    ///
+    /// The socket converts into the standard library's types (`TcpStream::from`).
+    #[track_caller]
+    pub fn accept(&self) -> Operation<Accept> {
+        self.begin(Accept(Accepted { peer: SocketAddress::ANY, socket: None }), Location::caller())
+    }
+
+    /// Connects a socket.
+    #[track_caller]
+    pub fn connect(&self, peer: impl Into<SocketAddress>) -> Operation<Connect> {
+        self.begin(Connect(peer.into()), Location::caller())
+    }
+
+    /// Ends one or both directions of a connection, after what was written before.
+    #[track_caller]
+    pub fn shutdown(&self, how: How) -> Operation<ShutDown> {
+        self.begin(ShutDown(how), Location::caller())
+    }
+
+    /// Puts on the disk what was written to a file, with all that is known about it.
+    #[track_caller]
+    pub fn sync_all(&self) -> Operation<Sync> {
+        self.begin(Sync { data_only: false }, Location::caller())
+    }
+
+    /// Puts on the disk what was written to a file, and no more than it takes to read it back.
+    #[track_caller]
+    pub fn sync_data(&self) -> Operation<Sync> {
+        self.begin(Sync { data_only: true }, Location::caller())
+    }
+
+    /// Waits until the handle is ready for `event`, or has come to an error or a hang-up. Any number at a
+    /// time. See [`Queue::ready`].
+    #[track_caller]
+    pub fn ready(&self, event: Event) -> Operation<Ready> {
+        self.begin(Ready(event), Location::caller())
+    }
+}
+
+impl Queue {
+    /// Waits until `handle` is ready for `event`, or has come to an error or a hang-up, which always end
+    /// the wait. Says all that it has come to. Any number of waits at a time.
+    ///
+    /// The handle is registered by itself. [`unregister`](Self::unregister) it before it is closed: a
+    /// descriptor that is closed under a wait is told of by nobody (io_uring holds on to the open file,
+    /// epoll and kqueue forget it), and the wait lasts until it is dropped.
+    #[doc(alias = "wait")]
+    #[track_caller]
+    pub fn ready(&self, handle: &(impl AsAnyHandle + ?Sized), event: Event) -> Operation<Ready> {
+        let caller = Location::caller();
+        Operation(iocp::begin_ready(self.inner(), handle.as_any_handle(), Ready(event), caller))
+    }
+}
+
+/// [`Queue::ready`] on the current queue.
+///
+/// # Errors
+/// When the thread has no queue and none can be made.
+#[track_caller]
+pub fn ready(handle: &(impl AsAnyHandle + ?Sized), event: Event) -> io::Result<Operation<Ready>> {
+    Ok(Queue::current()?.ready(handle, event))
+}

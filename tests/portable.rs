@@ -1,0 +1,154 @@
+//! The portable operations, with the same answers on every kernel (SPEC U3).
+#![cfg(unix)]
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use ioqueue::{Event, KernelKind, Queue, Registered, error};
+
+/// Makes of each test one a kernel.
+macro_rules! on_each_kernel {
+    ($($(#[$about:meta])* fn $name:ident($queue:ident) $body:block)*) => {$(
+        $(#[$about])*
+        mod $name {
+            use super::*;
+
+            fn test($queue: &Queue) $body
+
+            #[cfg(target_os = "linux")]
+            #[test]
+            fn uring() {
+                run(KernelKind::Uring, test);
+            }
+
+            #[test]
+            fn readiness() {
+                run(KernelKind::Readiness, test);
+            }
+        }
+    )*};
+}
+
+fn run(kind: KernelKind, test: fn(&Queue)) {
+    let queue = match Queue::builder().kernel(kind).build() {
+        Ok(queue) => queue,
+        Err(error) if kind == KernelKind::Uring => {
+            println!("skipped: this system gives no io_uring: {error}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    test(&queue);
+    // Everything was given back.
+    queue.close(Duration::from_secs(5)).unwrap();
+}
+
+/// Both ends of a TCP connection, registered.
+fn tcp(queue: &Queue) -> (Registered<TcpStream>, Registered<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let server = listener.accept().unwrap().0;
+    client.set_nodelay(true).unwrap();
+    server.set_nodelay(true).unwrap();
+    (queue.register(client).unwrap(), queue.register(server).unwrap())
+}
+
+on_each_kernel! {
+    /// Scenario 12.
+    fn a_message_goes_to_and_fro(queue) {
+        let (client, server) = tcp(queue);
+        let echo = queue.spawn(async move {
+            let mut buffer = vec![0; 64];
+            for _ in 0..1000 {
+                let (count, back) = server.read(buffer).await;
+                assert_eq!(count.unwrap(), 64);
+                let (count, back) = server.write(back).await;
+                assert_eq!(count.unwrap(), 64);
+                buffer = back;
+            }
+        });
+        queue.block_on(async move {
+            let mut buffer = vec![7; 64];
+            for _ in 0..1000 {
+                let (count, back) = client.write(buffer).await;
+                assert_eq!(count.unwrap(), 64);
+                let (count, back) = client.read(back).await;
+                assert_eq!(count.unwrap(), 64);
+                buffer = back;
+            }
+            assert_eq!(buffer, [7; 64]);
+            echo.await;
+        }).unwrap();
+    }
+
+    fn dropping_a_read_cancels_it(queue) {
+        let (client, server) = tcp(queue);
+        let reading = client.read(vec![0; 64]);
+        assert_eq!(queue.pending().len(), 1);
+        drop(reading);
+        assert!(queue.running());
+        queue.run().unwrap();
+        assert_eq!(queue.pending().len(), 0);
+        drop(server);
+    }
+
+    fn an_awaited_cancel_gives_the_buffer_back(queue) {
+        let (client, _server) = tcp(queue);
+        let (result, buffer) = queue.block_on(client.read(vec![5; 64]).cancel()).unwrap();
+        assert!(error::is_cancelled(&result.unwrap_err()));
+        assert_eq!(buffer, [5; 64]);
+    }
+
+    fn files_are_read_and_written_at_places(queue) {
+        let path = std::env::temp_dir().join(format!("ioqueue-{}-{:?}", std::process::id(), queue.kernel_kind()));
+        let file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let file = queue.register(file).unwrap();
+        queue.block_on(async {
+            let place = 5 << 30;
+            let (written, _) = file.write_at("hello", place).await;
+            assert_eq!(written.unwrap(), 5);
+            file.sync_all().await.unwrap();
+            let (read, buffer) = file.read_at(Vec::with_capacity(16), place).await;
+            assert_eq!((read.unwrap(), &buffer[..]), (5, &b"hello"[..]));
+            let (read, _) = file.read_at(buffer, place + 5).await;
+            assert_eq!(read.unwrap(), 0);
+        }).unwrap();
+    }
+
+    fn a_connection_is_made_and_accepted(queue) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = queue.register(listener).unwrap();
+        let accepting = listener.accept();
+        let socket = unsafe {
+            use std::os::fd::FromRawFd;
+            std::os::fd::OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0))
+        };
+        let socket = queue.register(socket).unwrap();
+        queue.block_on(async {
+            socket.connect(address).await.unwrap();
+            let (peer, who) = accepting.await.unwrap();
+            let peer = TcpStream::from(peer);
+            assert_eq!(who.ip(), Some(peer.peer_addr().unwrap()));
+        }).unwrap();
+    }
+
+    fn readiness_is_waited_for(queue) {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let waiting = queue.ready(&here, Event::Read);
+        let other = queue.ready(&here, Event::Read);
+        let writable = queue.block_on(queue.ready(&here, Event::Write)).unwrap().unwrap();
+        assert!(writable.contains(Event::Write));
+        assert_eq!(queue.pending().len(), 2);
+        there.write_all(b"x").unwrap();
+        assert!(queue.block_on(waiting).unwrap().unwrap().contains(Event::Read));
+        assert!(queue.block_on(other).unwrap().unwrap().contains(Event::Read));
+        drop(there);
+        let events = queue.block_on(queue.ready(&here, Event::PriorityRead)).unwrap().unwrap();
+        assert!(events.contains(Event::Hangup));
+        queue.unregister(&here).unwrap();
+    }
+}
