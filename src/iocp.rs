@@ -28,7 +28,7 @@ use crate::Queue;
 use crate::continuation::Continuation;
 use crate::error::{Closed, NtStatus, Refused};
 use crate::handle::{
-    AnyHandle, AsAnyHandle, HandleId, Persist, PersistError, RawHandle, Registered,
+    AnyHandle, AsAnyHandle, HandleId, Persist, PersistError, RawHandle, Registered, Registration,
 };
 use crate::misuse::Misuse;
 use crate::op::Request;
@@ -629,6 +629,11 @@ impl<T: 'static> Wait<T> {
         Timeout { wait: self, sleep }
     }
 
+    /// A wait for a portable operation that was launched.
+    pub(crate) fn for_ticket(ticket: Ticket<T>) -> Self {
+        Self(Phase::InFlight(ticket))
+    }
+
     /// The same wait with the raw status and the bytes that a warning came with.
     pub fn exact(self) -> Exact<T> {
         Exact(self)
@@ -651,12 +656,7 @@ impl<T: 'static> Wait<T> {
                     Err(ticket) => ticket,
                 };
                 let slot = ticket.slot();
-                let parked = slot.take_waiter();
-                let waiter = match parked {
-                    Some(Continuation::Waker(waker)) if waker.will_wake(context.waker()) => waker,
-                    _ => context.waker().clone(),
-                };
-                drop(slot.set_waiter(Continuation::Waker(waiter)));
+                slot.park(context.waker());
                 // Cloning and dropping wakers runs code that may have polled the queue.
                 if slot.state() == State::Done || ticket.queue().has_ended() {
                     drop(slot.take_waiter());
@@ -1157,41 +1157,114 @@ where
     }
 }
 
+/// A portable operation that was started.
+pub(crate) enum Begun<R: Request> {
+    /// It took no waiting, or was refused.
+    Over(R::Output),
+    Waits(Ticket<R>),
+}
+
+impl<R: Request> Begun<R> {
+    fn from_wait(wait: Wait<R>) -> Self {
+        match wait.0 {
+            Phase::Over(completion, _) => Self::Over(finish(completion)),
+            Phase::InFlight(ticket) => Self::Waits(ticket),
+            Phase::Taken => unreachable!("nobody has polled it"),
+        }
+    }
+}
+
 /// Starts a portable operation on a registered handle, or finishes it, where that takes no waiting.
-#[inline]
+#[inline(always)]
 pub(crate) fn begin_call<H, R: Request>(
     registered: &Registered<H>,
     mut request: R,
     caller: &'static Location<'static>,
-) -> Wait<R> {
+) -> Begun<R> {
     let registration = registered.registration();
     let queue = &registration.queue;
-    if queue.takes_calls(registration.entry) {
+    if !queue.is_closed() {
         // SAFETY: what the call points to is the request's (a promise of Request), which stays where it
         // is until the call has been made.
-        let ended = unsafe { queue.kernel.attempt(registration.entry, request.call()) };
-        if let Some(Ending { status, bytes }) = ended {
-            let over = Completion { status, bytes, state: request, verdict: Verdict::Kernel };
-            return Wait(Phase::Over(over, Some(Rc::clone(queue))));
+        if let Some(ending) = unsafe { queue.kernel.attempt(registration.entry, request.call()) } {
+            return Begun::Over(request.finish(ending.result()));
         }
     }
-    submit_call(queue, registered.as_any_handle(), request, caller)
+    launch_call(registered, request, caller)
 }
 
 /// Starts a portable operation that takes waiting.
+fn launch_call<H, R: Request>(
+    registered: &Registered<H>,
+    request: R,
+    caller: &'static Location<'static>,
+) -> Begun<R> {
+    let Registration { queue, entry, raw, .. } = registered.registration();
+    if queue.kernel.has_overlapped() {
+        return submit_call(queue, registered.as_any_handle(), request, caller);
+    }
+    let ticket = match Ticket::new(queue, request, caller) {
+        Ok(ticket) => ticket,
+        Err((OutOfMemory, request)) => {
+            let no_memory = io::Error::from(io::ErrorKind::OutOfMemory);
+            return Begun::Over(request.finish(Err(no_memory)));
+        }
+    };
+    let slot = ticket.slot();
+    if !queue.launch(slot, *entry, *raw) {
+        let Ok(request) = ticket.take() else { unreachable!("it was not launched") };
+        return submit_call(queue, registered.as_any_handle(), request, caller);
+    }
+    // SAFETY: the request is in the operation's memory now, where it stays until the operation's end, and
+    // nobody else looks at it; what the call points to is its own (a promise of Request).
+    let outcome = unsafe { queue.kernel.submit(slot, (*ticket.state_ptr()).call()) };
+    match outcome.0 {
+        Told::Pending => {}
+        Told::Failed(code) => {
+            queue.launch_failed(slot, Ending { status: status_of(code), bytes: 0 });
+        }
+        // The status word says how.
+        _ => {
+            slot.finish();
+            queue.count(slot, false);
+        }
+    }
+    Begun::Waits(ticket)
+}
+
+/// The output of a portable operation that has ended; the ticket comes back from one that has not.
+#[inline]
+pub(crate) fn conclude_call<R: Request>(ticket: Ticket<R>) -> Result<R::Output, Ticket<R>> {
+    let slot = ticket.slot();
+    if let (State::Done, Some(ending)) = (slot.state(), slot.ending()) {
+        if ending.status.0 == win::STATUS_SUCCESS {
+            let Ok(request) = ticket.take() else { unreachable!("it has ended") };
+            return Ok(request.finish(Ok(ending.bytes)));
+        }
+    }
+    conclude(ticket).map(finish)
+}
+
+/// What a completion is to whoever asked for a portable operation.
+pub(crate) fn finish<R: Request>(completion: Completion<R>) -> R::Output {
+    let result = if R::READS { completion.read_result() } else { completion.result() };
+    completion.state.finish(result)
+}
+
+/// Starts a portable operation on a port, or says why not.
+#[cold]
 fn submit_call<R: Request>(
     queue: &Rc<Inner>,
     handle: AnyHandle<'_>,
     request: R,
     caller: &'static Location<'static>,
-) -> Wait<R> {
+) -> Begun<R> {
     let offset = request.offset();
     let call = |slot, request: *mut R| {
-        // SAFETY: the request is in the operation's memory now, where it stays until the operation's
-        // end, and nobody else looks at it; what the call points to is its own (a promise of Request).
+        // SAFETY: as in `launch_call`.
         unsafe { queue.kernel.submit(slot, (*request).call()) }
     };
-    begin_on(queue, handle, offset, request, call, caller)
+    Begun::from_wait(begin_on(queue, handle, offset, request, call, caller))
 }
 
 /// Waits until any handle is ready, which is registered if it is not.
@@ -1200,11 +1273,12 @@ pub(crate) fn begin_ready<R: Request>(
     handle: AnyHandle<'_>,
     request: R,
     caller: &'static Location<'static>,
-) -> Wait<R> {
+) -> Begun<R> {
     if !queue.is_closed() && handle.registration().is_none() {
         if let Err(error) = queue.persist(handle, Persist::default(), false) {
             let status = NtStatus::from_win32(win::ERROR_INVALID_HANDLE);
-            return Wait::failed(queue, status, Verdict::Persist(error), request);
+            let refused = Wait::failed(queue, status, Verdict::Persist(error), request);
+            return Begun::from_wait(refused);
         }
     }
     submit_call(queue, handle, request, caller)

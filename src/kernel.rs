@@ -99,9 +99,9 @@ pub(crate) enum Identity {
 pub(crate) enum Event {
     /// A packet of a completion port, which is only a claim.
     Packet(Packet),
-    /// An operation of the queue's has ended; its status word says how.
+    /// An operation of the queue's has ended.
     #[cfg(unix)]
-    Ended(SlotRef),
+    Ended(SlotRef, Ending),
     /// The queue's notifier rang.
     #[cfg(unix)]
     Wake,
@@ -276,7 +276,7 @@ impl Kernel {
     ///
     /// # Safety
     /// What `call` points to is valid while this runs.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
         match *self {
             // SAFETY: passed on.

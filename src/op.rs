@@ -48,15 +48,17 @@ use std::os::fd::OwnedFd as Socket;
 use std::os::windows::io::OwnedSocket as Socket;
 use std::panic::Location;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::address::SocketAddress;
 use crate::buffer::{IoBuf, IoBufMut};
 use crate::handle::{AsAnyHandle, Registered};
-use crate::iocp::{self, Cancelled, Completion, Wait};
+use crate::iocp::{self, Begun, Cancelled, Wait};
 use crate::kernel::call::Call;
-use crate::queue::Queue;
+use crate::operation::Ticket;
+use crate::queue::{Inner, Queue};
 use crate::time::Elapsed;
 
 pub(crate) use std::net::Shutdown;
@@ -103,7 +105,7 @@ impl Events {
         Self(bits)
     }
 
-    #[cfg(unix)]
+    #[cfg(all(unix, not(target_os = "linux")))]
     pub(crate) fn insert(&mut self, event: Event) {
         self.0 |= event.bit();
     }
@@ -581,65 +583,147 @@ unsafe impl Request for Ready {
 /// When it is polled after its end, or after the queue was closed and the kernel did not give the
 /// operation back ([`Undrained`](crate::error::Undrained)).
 #[must_use = "dropping it cancels the operation"]
-pub struct Operation<R: Request>(Wait<R>);
+pub struct Operation<R: Request>(Stage<R>);
+
+enum Stage<R: Request> {
+    /// With the queue whose tasks it must not starve.
+    Over(R::Output, Rc<Inner>),
+    Waits(Ticket<R>),
+    Taken,
+}
+
+// Nothing in it is pinned: the memory that must not move is the queue's.
+impl<R: Request> Unpin for Operation<R> {}
 
 impl<R: Request> Operation<R> {
+    #[inline(always)]
+    fn new(begun: Begun<R>, queue: &Rc<Inner>) -> Self {
+        Self(match begun {
+            Begun::Over(output) => Stage::Over(output, Rc::clone(queue)),
+            Begun::Waits(ticket) => Stage::Waits(ticket),
+        })
+    }
+
+    fn into_wait(self) -> Result<Wait<R>, R::Output> {
+        match self.0 {
+            Stage::Over(output, _) => Err(output),
+            Stage::Waits(ticket) => Ok(Wait::for_ticket(ticket)),
+            Stage::Taken => panic!("{OVER}"),
+        }
+    }
+
     /// Asks for the operation to be cancelled, and waits for how it ended: with an error that
     /// [`is_cancelled`](crate::error::is_cancelled), or after all with a result. The buffer comes back
     /// either way.
     pub fn cancel(self) -> Cancel<R> {
-        Cancel(self.0.cancel())
+        Cancel(match self.into_wait() {
+            Ok(wait) => Late::Wait(wait.cancel()),
+            Err(output) => Late::Over(Some(output)),
+        })
     }
 
     /// Gives the operation so much time from now; then it is cancelled, and this waits for how that
     /// ended. Nothing is lost: what was faster than its cancel says what it did.
     pub fn timeout(self, duration: Duration) -> Timeout<R> {
-        Timeout(self.0.timeout(duration))
+        Timeout(match self.into_wait() {
+            Ok(wait) => Late::Wait(wait.timeout(duration)),
+            Err(output) => Late::Over(Some(output)),
+        })
     }
 }
 
-fn finish<R: Request>(completion: Completion<R>) -> R::Output {
-    let result = if R::READS { completion.read_result() } else { completion.result() };
-    completion.state.finish(result)
-}
+const OVER: &str = "an operation was polled after its end";
 
 impl<R: Request> Future for Operation<R> {
     type Output = R::Output;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<R::Output> {
-        self.0.poll_completion(context).map(finish)
+        match &self.0 {
+            Stage::Over(_, queue) if queue.spend() => {
+                match std::mem::replace(&mut self.0, Stage::Taken) {
+                    Stage::Over(output, _) => Poll::Ready(output),
+                    _ => unreachable!("it was looked at"),
+                }
+            }
+            Stage::Waits(ticket) => {
+                if !ticket.may_be_over() {
+                    ticket.slot().park(context.waker());
+                    // Cloning and dropping wakers runs code that may have polled the queue.
+                    if !ticket.may_be_over() {
+                        return Poll::Pending;
+                    }
+                    drop(ticket.slot().take_waiter());
+                }
+                let Stage::Waits(ticket) = std::mem::replace(&mut self.0, Stage::Taken) else {
+                    unreachable!("it was looked at")
+                };
+                match iocp::conclude_call(ticket) {
+                    Ok(output) => Poll::Ready(output),
+                    Err(ticket) => {
+                        self.0 = Stage::Waits(ticket);
+                        Poll::Pending
+                    }
+                }
+            }
+            // Its task has had its turn; the others come first (pitfall 12).
+            Stage::Over(..) => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Stage::Taken => panic!("{OVER}"),
+        }
     }
+}
+
+/// An operation that is to end, or has ended before it was told to.
+enum Late<R: Request, F> {
+    Over(Option<R::Output>),
+    Wait(F),
 }
 
 /// The end of a cancelled [`Operation`].
 #[must_use = "the operation may finish after all: await how it ended"]
-pub struct Cancel<R: Request>(iocp::Cancel<R>);
+pub struct Cancel<R: Request>(Late<R, iocp::Cancel<R>>);
+
+impl<R: Request> Unpin for Cancel<R> {}
 
 impl<R: Request> Future for Cancel<R> {
     type Output = R::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<R::Output> {
-        Pin::new(&mut self.0).poll(context).map(|ended| finish(ended.into_completion()))
+        match &mut self.0 {
+            Late::Over(output) => Poll::Ready(output.take().expect(OVER)),
+            Late::Wait(cancel) => {
+                Pin::new(cancel).poll(context).map(|ended| iocp::finish(ended.into_completion()))
+            }
+        }
     }
 }
 
 /// An [`Operation`] with a time limit. When the time is up its result is an error made from
 /// [`Elapsed`], unless the operation was faster than its cancel.
 #[must_use = "dropping it cancels the operation"]
-pub struct Timeout<R: Request>(iocp::Timeout<R>);
+pub struct Timeout<R: Request>(Late<R, iocp::Timeout<R>>);
+
+impl<R: Request> Unpin for Timeout<R> {}
 
 impl<R: Request> Future for Timeout<R> {
     type Output = R::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<R::Output> {
-        let ended = std::task::ready!(Pin::new(&mut self.0).poll(context));
-        Poll::Ready(match ended {
-            Cancelled::Cancelled(completion) if self.0.is_up() => {
-                completion.state.finish(Err(Elapsed.into()))
+        match &mut self.0 {
+            Late::Over(output) => Poll::Ready(output.take().expect(OVER)),
+            Late::Wait(timeout) => {
+                let ended = std::task::ready!(Pin::new(&mut *timeout).poll(context));
+                Poll::Ready(match ended {
+                    Cancelled::Cancelled(completion) if timeout.is_up() => {
+                        completion.state.finish(Err(Elapsed.into()))
+                    }
+                    ended => iocp::finish(ended.into_completion()),
+                })
             }
-            ended => finish(ended.into_completion()),
-        })
+        }
     }
 }
 
@@ -647,7 +731,7 @@ macro_rules! debug {
     ($($of:ident),*) => {$(
         impl<R: Request> fmt::Debug for $of<R> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_tuple(stringify!($of)).field(&self.0).finish()
+                f.debug_struct(stringify!($of)).finish_non_exhaustive()
             }
         }
     )*};
@@ -658,9 +742,9 @@ debug!(Operation, Cancel, Timeout);
 // The methods
 
 impl<H> Registered<H> {
-    #[inline]
+    #[inline(always)]
     fn begin<R: Request>(&self, request: R, caller: &'static Location<'static>) -> Operation<R> {
-        Operation(iocp::begin_call(self, request, caller))
+        Operation::new(iocp::begin_call(self, request, caller), &self.registration().queue)
     }
 
     /// Reads on from where the last read ended, or what comes next on a stream: as much as there is,
@@ -795,7 +879,8 @@ impl Queue {
     #[track_caller]
     pub fn ready(&self, handle: &(impl AsAnyHandle + ?Sized), event: Event) -> Operation<Ready> {
         let caller = Location::caller();
-        Operation(iocp::begin_ready(self.inner(), handle.as_any_handle(), Ready(event), caller))
+        let begun = iocp::begin_ready(self.inner(), handle.as_any_handle(), Ready(event), caller);
+        Operation::new(begun, self.inner())
     }
 }
 

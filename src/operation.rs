@@ -19,6 +19,7 @@
 use std::alloc::{self, Layout};
 use std::any::type_name;
 use std::cell::{Cell, RefCell, UnsafeCell};
+use std::io;
 use std::marker::PhantomData;
 use std::mem::{align_of, size_of};
 use std::ops::Deref;
@@ -26,6 +27,7 @@ use std::panic::Location;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Waker;
 use std::time::Duration;
 
 use windows_sys::Win32::Foundation::{STATUS_PENDING, STATUS_SUCCESS};
@@ -64,6 +66,17 @@ pub(crate) enum State {
 pub(crate) struct Ending {
     pub(crate) status: NtStatus,
     pub(crate) bytes: u32,
+}
+
+impl Ending {
+    /// Bytes moved, or the error.
+    #[inline]
+    pub(crate) fn result(self) -> io::Result<u32> {
+        if self.status.0 == STATUS_SUCCESS {
+            return Ok(self.bytes);
+        }
+        self.status.to_error().map_or(Ok(self.bytes), Err)
+    }
 }
 
 /// What stands before the caller's state in a slot's memory.
@@ -283,6 +296,32 @@ impl SlotRef {
         debug_assert!(matches!(self.state(), State::Exposed));
         self.caller.set(caller);
         self.state.set(State::InFlight);
+    }
+
+    /// Idle -> InFlight: a portable call, which its kernel is about to be given. Somebody waits.
+    #[cfg(unix)]
+    #[inline]
+    pub(crate) fn launch(self, entry: EntryId, handle: RawHandle) {
+        debug_assert!(matches!(self.state(), State::Idle));
+        self.entry.set(Some(entry));
+        self.handle.set(handle);
+        self.started.set(true);
+        self.state.set(State::InFlight);
+    }
+
+    /// Leaves `waker` to be woken at the end, unless it is there already. Cloning one runs user code.
+    #[inline]
+    pub(crate) fn park(self, waker: &Waker) {
+        let parked = self.take_waiter();
+        match parked {
+            Some(Continuation::Waker(parked)) if parked.will_wake(waker) => {
+                self.waiter.set(Some(Continuation::Waker(parked)));
+            }
+            parked => {
+                let replaced = self.set_waiter(Continuation::Waker(waker.clone()));
+                drop((parked, replaced));
+            }
+        }
     }
 
     /// InFlight -> Cancelling.
@@ -701,6 +740,12 @@ impl<T: 'static> Ticket<T> {
     pub(crate) fn slot(&self) -> SlotRef {
         assert!(self.slot.generation.get() == self.generation, "a ticket outlived its operation");
         self.slot
+    }
+
+    /// Whether the operation has ended, or its queue has.
+    #[inline]
+    pub(crate) fn may_be_over(&self) -> bool {
+        self.slot().state() == State::Done || self.queue.has_ended()
     }
 
     /// Where the state is. Forms no reference.

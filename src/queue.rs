@@ -24,6 +24,8 @@ use crate::kernel::owner::{self, Owner};
 use crate::kernel::{BindError, Event, Identity, Kernel, KernelKind};
 use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
+#[cfg(unix)]
+use crate::operation::Ending;
 use crate::operation::{Slab, SlotRef, State, dispose, settle};
 use crate::task::{self, Task, Tasks};
 use crate::time::{Deadline, Timers};
@@ -223,7 +225,31 @@ impl Inner {
 
     // -- operations --------------------------------------------------------------------------
 
+    /// Idle -> InFlight, if the registration is there.
+    #[cfg(unix)]
+    #[inline]
+    pub(crate) fn launch(&self, slot: SlotRef, entry: EntryId, handle: RawHandle) -> bool {
+        let mut registry = self.registry.borrow_mut();
+        if self.closed.get() || !registry.is_attached(entry) {
+            return false;
+        }
+        slot.launch(entry, handle);
+        registry.link(entry, slot);
+        slot.set_counted(true);
+        self.counted.set(self.counted.get() + 1);
+        true
+    }
+
+    /// Takes back a launch: the kernel would not have it.
+    #[cfg(unix)]
+    pub(crate) fn launch_failed(&self, slot: SlotRef, ending: Ending) {
+        slot.end(ending);
+        slot.finish();
+        self.count(slot, false);
+    }
+
     /// Counts an operation as waited for, or no longer.
+    #[inline]
     pub(crate) fn count(&self, slot: SlotRef, counted: bool) {
         if slot.is_counted() != counted {
             slot.set_counted(counted);
@@ -242,8 +268,7 @@ impl Inner {
         let mut registry = self.registry.borrow_mut();
         // Past the registration's end a packet's key matches nothing, so the slot need not wait
         // for it.
-        let may_retire = registry.is_attached(entry);
-        if slot.packet_due() && may_retire {
+        if slot.packet_due() && registry.is_attached(entry) {
             settle(&self.slab, slot, true);
         } else {
             registry.unlink(entry, slot);
@@ -305,6 +330,20 @@ impl Inner {
         let is_its_own = slot.entry().is_some_and(|entry| entry.key() == key);
         if is_its_own || self.registry.borrow().has_key(key) {
             slot.no_packet_due();
+        }
+    }
+
+    /// An operation of a Unix kernel has ended. Runs no user code.
+    #[cfg(unix)]
+    #[inline]
+    fn ended(&self, slot: SlotRef, ending: Ending, out: &mut Vec<Continuation>) {
+        if slot.state() == State::InFlight && ending.status.0 == 0 {
+            slot.finish_with(ending);
+            self.count(slot, false);
+            out.extend(slot.take_waiter());
+        } else {
+            slot.no_packet_due();
+            self.complete(slot, out);
         }
     }
 
@@ -373,12 +412,6 @@ impl Inner {
     }
 
     // -- handles -----------------------------------------------------------------------------
-
-    /// Whether a portable call may be made for the registration.
-    #[inline]
-    pub(crate) fn takes_calls(&self, entry: EntryId) -> bool {
-        !self.closed.get() && self.registry.borrow().is_attached(entry)
-    }
 
     pub(crate) fn persist(
         &self,
@@ -600,7 +633,11 @@ impl Inner {
     }
 
     fn collect(&self, out: &mut Vec<Continuation>) {
-        out.append(&mut self.over.borrow_mut());
+        let mut over = self.over.borrow_mut();
+        if !over.is_empty() {
+            out.append(&mut over);
+        }
+        drop(over);
         while let Some(runnable) = self.shared.next(&self.owner) {
             out.push(Continuation::Task(Runnable::new(runnable)));
         }
@@ -623,10 +660,7 @@ impl Inner {
                 Claim::Foreign => self.note_foreign(packet),
             },
             #[cfg(unix)]
-            Event::Ended(slot) => {
-                slot.no_packet_due();
-                self.complete(slot, out);
-            }
+            Event::Ended(slot, ending) => self.ended(slot, ending, out),
             #[cfg(unix)]
             Event::Wake => wake(),
         })?;
@@ -645,7 +679,7 @@ impl Inner {
 
     /// Whether there are foreign packets that the hook can be told of now.
     fn has_foreign(&self) -> bool {
-        if self.foreign.borrow().is_empty() {
+        if !self.hooked.get() || self.foreign.borrow().is_empty() {
             return false;
         }
         let hook = self.hook.take();
@@ -722,7 +756,7 @@ impl Inner {
             let Some(slot) = self.unwanted.borrow_mut().pop() else { break };
             dispose(self, slot);
         }
-        while self.tell_foreign() {}
+        while self.hooked.get() && self.tell_foreign() {}
     }
 
     /// One turn into `ready`, from where `run` and `block_on` resume.

@@ -26,8 +26,8 @@ use std::time::Duration;
 use self::poller::Poller;
 use self::pool::Jobs;
 use super::call::Call;
-use super::source::{Medium, Source, Sources, entry_of};
-use super::unix::{self, Bell, Errno};
+use super::source::{IN, Medium, OUT, Source, Sources, entry_of};
+use super::unix::{self, Bell, Errno, Tried};
 use super::{BindError, Binding, Event, Identity, Mark};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
@@ -78,12 +78,13 @@ impl Readiness {
     /// The descriptor may be closed, or go to another queue, from now on.
     pub(crate) fn unbind(&self, _: RawHandle, entry: EntryId, _: bool) {
         self.sources.with(entry, |source| {
-            if source.watched {
-                source.watched = false;
+            if source.watched != 0 {
+                source.watched = 0;
                 self.poller.forget(source.fd);
             }
             source.make_blocking_again();
         });
+        self.sources.retire(entry);
     }
 
     pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
@@ -92,7 +93,7 @@ impl Readiness {
 
     /// # Safety
     /// What `call` points to is valid while this runs.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
         match call {
             Call::Connect { .. } | Call::Sync { .. } => return None,
@@ -118,12 +119,13 @@ impl Readiness {
         if let Call::Connect { peer } = call {
             self.sources.with(entry_of(slot), Source::make_nonblocking);
             // SAFETY: passed on.
-            if let Ok(result) = unsafe { unix::connect(fd, peer) } {
-                return at_once(slot, result);
+            match unsafe { unix::connect(fd, peer) } {
+                Tried::Moved(count) => return at_once(slot, Ok(count)),
+                Tried::Failed(errno) => return at_once(slot, Err(errno)),
+                _ => {}
             }
         }
-        let watch = |source: &mut Source| self.watch(source);
-        match self.sources.wait(slot, watch) {
+        match self.sources.wait(slot, |source, more| self.watch(source, more)) {
             Ok(()) => {}
             // /dev/null and its like cannot be watched, and do not block.
             Err(libc::EPERM) => {
@@ -137,7 +139,7 @@ impl Readiness {
             // Its edge may have come and gone before anybody waited.
             if let Ok(bits) = unix::ready_now(fd, event) {
                 self.sources.with(entry_of(slot), |source| {
-                    source.lane(call.direction()).retain(|waiting| waiting != slot)
+                    source.lane(call).retain(|waiting| waiting != slot)
                 });
                 return at_once(slot, Ok(bits));
             }
@@ -145,8 +147,9 @@ impl Readiness {
         Outcome::PENDING
     }
 
-    fn watch(&self, source: &mut Source) -> Result<(), Errno> {
-        let watched = self.poller.watch(source.fd, source.key);
+    fn watch(&self, source: &Source, more: u8) -> Result<(), Errno> {
+        let is_new = source.watched == 0;
+        let watched = self.poller.watch(source.fd, source.key, source.watched | more, is_new);
         watched.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
     }
 
@@ -156,7 +159,7 @@ impl Readiness {
         }
         // The first of a file's lane is a thread's; the others only wait.
         let first = self.sources.with(entry_of(slot), |source| {
-            let first = source.lane(slot.call().direction()).first();
+            let first = source.lane(slot.call()).first();
             first.filter(|_| source.medium == Medium::File)
         });
         if first == Some(slot) {
@@ -166,31 +169,40 @@ impl Readiness {
     }
 
     pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Event)) -> io::Result<()> {
-        let mut rang = false;
+        let mut tell = |slot: SlotRef, ending: Ending| {
+            slot.end(ending);
+            sink(Event::Ended(slot, ending));
+        };
+        let (mut heard, mut rang) = (false, false);
         let longest = self.sources.longest(timeout_ms);
-        let mut heard = false;
         let answer = self.poller.wait(longest, |key, events| {
             heard = true;
             if key == BELL {
                 rang = true;
                 return;
             }
-            let still_watched = !self.poller.forgets();
-            let watch = |source: &mut Source| self.watch(source);
-            let index = EntryId::index_of_key(key);
-            self.sources.became_ready(|it| it.key == key, index, events, still_watched, watch);
+            self.sources.became_ready(
+                EntryId::index_of_key(key),
+                |source| source.key == key,
+                events,
+                if self.poller.forgets() { IN | OUT } else { 0 },
+                |source, more| self.watch(source, more),
+                &mut tell,
+            );
         });
         if longest > 0 && !heard {
-            self.sources.resolve_doubts();
+            self.sources.resolve_doubts(&mut tell);
         }
         if rang {
             if self.poller.forgets() {
                 self.bell.empty();
             }
             self.take_jobs();
+        }
+        self.sources.drain(&mut tell);
+        if rang {
             sink(Event::Wake);
         }
-        self.sources.drain(|slot| sink(Event::Ended(slot)));
         answer
     }
 
@@ -201,7 +213,7 @@ impl Readiness {
     fn queue_job(&self, slot: SlotRef, fd: RawFd) {
         let waits = slot.call().is_sequential()
             && self.sources.with(entry_of(slot), |source| {
-                let lane = source.lane(slot.call().direction());
+                let lane = source.lane(slot.call());
                 let waits = !lane.is_empty();
                 lane.push(slot);
                 waits
@@ -220,7 +232,7 @@ impl Readiness {
             if slot.call().is_sequential() {
                 self.sources.with(entry_of(slot), |source| {
                     let fd = source.fd;
-                    let lane = source.lane(slot.call().direction());
+                    let lane = source.lane(slot.call());
                     lane.pop();
                     if let Some(next) = lane.first() {
                         self.jobs.start(next, fd);

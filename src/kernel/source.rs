@@ -3,7 +3,7 @@
 //!
 //! Handles are watched by the edge: the poller, epoll or a poll of the ring's that fires more than once,
 //! speaks up when there is something new, and only then. So every call is tried before it waits; and a
-//! handle is watched for everything from its first wait to the end of its registration.
+//! handle is watched from its first wait to the end of its registration.
 //!
 //! A receive on a stream that got less than it had room for has taken all there was (epoll(7), "Possible
 //! pitfalls"), so the next one waits for the edge without trying. There are ways to be wrong about that: a
@@ -14,7 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
 
 use super::call::{Call, Direction};
-use super::unix::{self, NotYet, ending};
+use super::unix::{self, Tried, ending};
 use super::{BindError, Binding, Mark};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::op;
@@ -23,6 +23,11 @@ use crate::operation::{Ending, SlotRef};
 
 /// How long a queue sleeps at most before it looks after those that wait without having tried.
 pub(crate) const DOUBT_MS: u32 = 50;
+
+/// Watched for what may come, and its end.
+pub(crate) const IN: u8 = 1;
+/// Watched for room to write. Apart, as a stream that only reads would be told of every acknowledgement.
+pub(crate) const OUT: u8 = 2;
 
 /// What a descriptor leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +95,8 @@ pub(crate) struct Source {
     /// Its registration's key, which is never another's.
     pub(crate) key: usize,
     pub(crate) medium: Medium,
-    /// The poller watches it.
-    pub(crate) watched: bool,
+    /// For what the poller watches it: [`IN`], [`OUT`].
+    pub(crate) watched: u8,
     /// Its calls never block.
     pub(crate) nonblocking: bool,
     /// That was our doing, and is to be undone.
@@ -102,16 +107,36 @@ pub(crate) struct Source {
     drained: bool,
     /// Whether a short receive means that. Asked when it matters.
     is_stream: Option<bool>,
-    pub(crate) input: Lane,
-    pub(crate) output: Lane,
+    input: Lane,
+    output: Lane,
+    /// Those that wait to be told that it is ready, and make no call.
+    onlookers: Lane,
 }
 
 impl Source {
-    pub(crate) fn lane(&mut self, direction: Direction) -> &mut Lane {
-        match direction {
-            Direction::In => &mut self.input,
-            Direction::Out => &mut self.output,
+    /// Where the call waits for its turn.
+    #[inline(always)]
+    pub(crate) fn lane(&mut self, call: Call) -> &mut Lane {
+        match (call, call.direction()) {
+            (Call::Ready { .. }, _) => &mut self.onlookers,
+            (_, Direction::In) => &mut self.input,
+            (_, Direction::Out) => &mut self.output,
         }
+    }
+
+    /// What something waits for, of what is not watched.
+    fn unwatched(&self) -> u8 {
+        let mut needed = 0;
+        if !self.input.is_empty() {
+            needed |= IN;
+        }
+        if !self.output.is_empty() {
+            needed |= OUT;
+        }
+        if !self.onlookers.is_empty() {
+            needed |= IN | OUT;
+        }
+        needed & !self.watched
     }
 
     /// Makes its calls never block, until the registration ends.
@@ -132,55 +157,84 @@ impl Source {
 
     /// # Safety
     /// What `call` points to is valid while this runs.
-    #[inline]
-    unsafe fn attempt(&mut self, call: Call) -> Result<Result<u32, unix::Errno>, NotYet> {
-        // SAFETY: passed on; the medium was asked for when the descriptor was bound.
-        let result = unsafe { unix::attempt(self.fd, self.medium, self.nonblocking, call) };
-        match (call, result) {
-            (Call::Receive { length, .. } | Call::Read { length, .. }, Ok(Ok(count)))
-                if self.medium == Medium::Socket =>
-            {
-                self.drained = count > 0 && (count as usize) < length && self.is_stream();
+    #[inline(always)]
+    unsafe fn attempt(&mut self, call: Call) -> Tried {
+        loop {
+            // SAFETY: passed on; the medium was asked for when the descriptor was bound.
+            match unsafe { unix::try_call(self.fd, self.medium, self.nonblocking, call) } {
+                Ok(count) => {
+                    if let Call::Receive { length, .. } | Call::Read { length, .. } = call {
+                        self.drained = (count as usize) < length
+                            && count > 0
+                            && self.medium == Medium::Socket
+                            && self.is_stream();
+                    }
+                    return Tried::Moved(count);
+                }
+                Err(errno) => match self.failed(call, errno) {
+                    Tried::Interrupted => {}
+                    tried => return tried,
+                },
             }
-            (_, Err(NotYet::WouldBlock)) if call.direction() == Direction::In => {
-                self.drained = true;
-            }
-            (_, Err(NotYet::Unsupported)) => self.never_direct = true,
-            _ => {}
         }
-        result
     }
 
+    #[cold]
+    fn failed(&mut self, call: Call, errno: unix::Errno) -> Tried {
+        let tried = unix::classify(errno, self.medium);
+        match tried {
+            Tried::WouldBlock => self.drained |= call.receives(),
+            Tried::Unsupported => self.never_direct = true,
+            _ => {}
+        }
+        tried
+    }
+
+    #[inline]
     fn is_stream(&mut self) -> bool {
         *self.is_stream.get_or_insert_with(|| unix::is_stream_socket(self.fd))
     }
 
-    /// Tries what waits in a lane, in order, until something would block.
-    fn retry(&mut self, direction: Direction, events: Events, ended: &mut Vec<Ended>) {
-        let mut lane = std::mem::take(self.lane(direction));
-        let mut blocked = false;
-        lane.retain(|slot| {
-            let result = match slot.call() {
-                Call::Ready { event } => events.says(event).then(|| Ok(u32::from(events.bits()))),
-                _ if blocked => None,
-                Call::Connect { .. } => Some(unix::socket_error(self.fd)),
+    /// Tries what waits in a direction, in order, until something would block. Gives what has ended to
+    /// `tell`.
+    #[inline]
+    fn retry(&mut self, direction: Direction, tell: &mut impl FnMut(SlotRef, Ending)) {
+        loop {
+            let lane = match direction {
+                Direction::In => &self.input,
+                Direction::Out => &self.output,
+            };
+            let Some(slot) = lane.first() else { return };
+            let call = slot.call();
+            if call.receives() && self.drained {
+                return;
+            }
+            let result = if let Call::Connect { .. } = call {
+                unix::socket_error(self.fd)
+            } else {
                 // SAFETY: the operation's memory is the kernel's, which is us, until its end.
-                call => match unsafe { self.attempt(call) } {
-                    Ok(result) => Some(result),
-                    Err(NotYet::WouldBlock) => None,
-                    Err(NotYet::Unsupported) => Some(Err(libc::EOPNOTSUPP)),
-                },
+                match unsafe { self.attempt(call) } {
+                    Tried::Moved(count) => Ok(count),
+                    Tried::Failed(errno) => Err(errno),
+                    Tried::WouldBlock | Tried::Interrupted => return,
+                    Tried::Unsupported => Err(libc::EOPNOTSUPP),
+                }
             };
-            let Some(result) = result else {
-                blocked |= !matches!(slot.call(), Call::Ready { .. });
+            self.lane(call).pop();
+            tell(slot, ending(result));
+        }
+    }
+
+    /// Tells those who look on of what there is to see.
+    fn show(&mut self, events: Events, tell: &mut impl FnMut(SlotRef, Ending)) {
+        self.onlookers.retain(|slot| {
+            let Call::Ready { event } = slot.call() else { unreachable!("only those look on") };
+            if !events.says(event) {
                 return true;
-            };
-            ended.push((slot, ending(result)));
-            // What is known to be drained need not be asked again.
-            blocked |= direction == Direction::In && self.drained;
+            }
+            tell(slot, ending(Ok(events.bits().into())));
             false
         });
-        *self.lane(direction) = lane;
     }
 }
 
@@ -215,7 +269,7 @@ impl Sources {
             fd,
             key: entry.key(),
             medium,
-            watched: false,
+            watched: 0,
             nonblocking: false,
             made_nonblocking: false,
             never_direct: false,
@@ -223,6 +277,7 @@ impl Sources {
             is_stream: None,
             input: Lane::default(),
             output: Lane::default(),
+            onlookers: Lane::default(),
         };
         let mut list = self.list.borrow_mut();
         let index = entry.index();
@@ -240,45 +295,58 @@ impl Sources {
         act(list[entry.index()].as_mut().expect("an operation's handle was bound"))
     }
 
-    /// Makes the call if it neither blocks nor overtakes another.
+    /// Makes the call if it neither blocks nor overtakes another, and the registration is there.
     ///
     /// # Safety
     /// What `call` points to is valid while this runs.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
-        self.with(entry, |source| {
-            if source.never_direct
-                || (source.drained && call.receives())
-                || !source.lane(call.direction()).is_empty()
-            {
-                return None;
-            }
-            // SAFETY: passed on.
-            match unsafe { source.attempt(call) } {
-                // The rest of the file may be on the disk.
-                Ok(Ok(count)) if call.is_cut_short(count) => None,
-                Ok(result) => Some(ending(result)),
-                Err(_) => None,
-            }
-        })
+        let mut list = self.list.borrow_mut();
+        let source = list.get_mut(entry.index())?.as_mut()?;
+        if source.key != entry.key()
+            || source.never_direct
+            || (source.drained && call.receives())
+            || !source.lane(call).is_empty()
+        {
+            return None;
+        }
+        // SAFETY: passed on.
+        match unsafe { source.attempt(call) } {
+            // The rest of the file may be on the disk.
+            Tried::Moved(count) if call.is_cut_short(count) => None,
+            Tried::Moved(count) => Some(ending(Ok(count))),
+            Tried::Failed(errno) => Some(ending(Err(errno))),
+            Tried::WouldBlock | Tried::Interrupted | Tried::Unsupported => None,
+        }
     }
 
-    /// Has the operation wait until its handle is ready; `watch` has it watched.
+    /// Forgets the source: its registration has ended. What is in flight may still ask for it.
+    pub(crate) fn retire(&self, entry: EntryId) {
+        // No registration has this key.
+        self.with(entry, |source| source.key = 0);
+    }
+
+    /// Has the operation wait until its handle is ready; `watch` has it watched for more than now.
     pub(crate) fn wait(
         &self,
         slot: SlotRef,
-        watch: impl FnOnce(&mut Source) -> Result<(), unix::Errno>,
+        watch: impl FnOnce(&Source, u8) -> Result<(), unix::Errno>,
     ) -> Result<(), unix::Errno> {
         self.with(entry_of(slot), |source| {
-            if !source.watched {
-                watch(source)?;
-                source.watched = true;
-            }
             let call = slot.call();
+            let needed = match (call, call.direction()) {
+                (Call::Ready { .. }, _) => IN | OUT,
+                (_, Direction::In) => IN,
+                (_, Direction::Out) => OUT,
+            };
+            if needed & !source.watched != 0 {
+                watch(source, needed & !source.watched)?;
+                source.watched |= needed;
+            }
             if call.receives() && source.drained {
                 self.doubtful.set(true);
             }
-            source.lane(call.direction()).push(slot);
+            source.lane(call).push(slot);
             Ok(())
         })
     }
@@ -286,7 +354,7 @@ impl Sources {
     /// Takes an operation that waits out of its lane: it is cancelled. False where it does not wait.
     pub(crate) fn cancel(&self, slot: SlotRef) -> bool {
         let taken = self.with(entry_of(slot), |source| {
-            source.lane(slot.call().direction()).retain(|waiting| waiting != slot)
+            source.lane(slot.call()).retain(|waiting| waiting != slot)
         });
         if taken {
             self.ended.borrow_mut().push((slot, ending(Err(libc::ECANCELED))));
@@ -294,15 +362,17 @@ impl Sources {
         taken
     }
 
-    /// The poller has something to say. `watch` has the source watched again, if it is not any more and
-    /// something waits.
+    /// The poller has something to say. What has ended is given to `tell`, which does not come back here.
+    /// The poller watches for what is `unwatched` no more; `watch` has it do so, if something waits.
+    #[inline]
     pub(crate) fn became_ready(
         &self,
-        is_it: impl FnOnce(&Source) -> bool,
         index: usize,
+        is_it: impl FnOnce(&Source) -> bool,
         events: Events,
-        still_watched: bool,
-        watch: impl FnOnce(&mut Source) -> Result<(), unix::Errno>,
+        unwatched: u8,
+        watch: impl FnOnce(&Source, u8) -> Result<(), unix::Errno>,
+        tell: &mut impl FnMut(SlotRef, Ending),
     ) {
         let mut list = self.list.borrow_mut();
         // A descriptor that was closed while it was watched may live on in a duplicate.
@@ -310,24 +380,23 @@ impl Sources {
         else {
             return;
         };
-        source.watched = still_watched;
-        let mut ended = self.ended.borrow_mut();
-        let over = events.contains(op::Event::Error) || events.contains(op::Event::Hangup);
+        source.watched &= !unwatched;
         if events.contains(op::Event::PriorityRead) {
             source.is_stream = Some(false); // Receives end at the mark.
         }
-        if over || events.contains(op::Event::Read) || events.contains(op::Event::PriorityRead) {
+        if events.says(op::Event::Read) || events.contains(op::Event::PriorityRead) {
             source.drained = false;
-            if !source.input.is_empty() {
-                source.retry(Direction::In, events, &mut ended);
-            }
+            source.retry(Direction::In, tell);
         }
-        if (over || events.contains(op::Event::Write)) && !source.output.is_empty() {
-            source.retry(Direction::Out, events, &mut ended);
+        if events.says(op::Event::Write) && !source.output.is_empty() {
+            source.retry(Direction::Out, tell);
         }
-        let waits = !source.input.is_empty() || !source.output.is_empty();
-        if waits && !source.watched {
-            source.watched = watch(source).is_ok();
+        if !source.onlookers.is_empty() {
+            source.show(events, tell);
+        }
+        let needed = source.unwatched();
+        if needed != 0 && watch(source, needed).is_ok() {
+            source.watched |= needed;
         }
     }
 
@@ -343,32 +412,29 @@ impl Sources {
     }
 
     /// A look that could take [`DOUBT_MS`] has brought nothing: tries those who wait without having tried.
-    pub(crate) fn resolve_doubts(&self) {
+    pub(crate) fn resolve_doubts(&self, tell: &mut impl FnMut(SlotRef, Ending)) {
         if !self.doubtful.replace(false) {
             return;
         }
-        let mut ended = self.ended.borrow_mut();
         for source in self.list.borrow_mut().iter_mut().flatten() {
-            if source.drained && source.medium != Medium::File && !source.input.is_empty() {
-                let events = unix::ready_now(source.fd, op::Event::Read).unwrap_or(0);
-                if events != 0 {
-                    source.drained = false;
-                    source.is_stream = Some(false); // It was wrong once.
-                    source.retry(Direction::In, Events::from_bits(events as u8), &mut ended);
-                }
+            let waits = source.medium != Medium::File && !source.input.is_empty();
+            if waits && source.drained && unix::ready_now(source.fd, op::Event::Read).is_ok() {
+                source.drained = false;
+                source.is_stream = Some(false); // It was wrong once.
+                source.retry(Direction::In, tell);
             }
         }
     }
 
-    /// Gives what has ended to `tell`.
-    pub(crate) fn drain(&self, mut tell: impl FnMut(SlotRef)) {
+    /// Gives what was cancelled here to `tell`.
+    #[inline]
+    pub(crate) fn drain(&self, tell: &mut impl FnMut(SlotRef, Ending)) {
         if self.ended.borrow().is_empty() {
             return;
         }
         let mut ended = self.ended.take();
         for (slot, ending) in ended.drain(..) {
-            slot.end(ending);
-            tell(slot);
+            tell(slot, ending);
         }
         self.ended.replace(ended);
     }

@@ -18,6 +18,7 @@ use crate::operation::Ending;
 pub(crate) type Errno = i32;
 
 /// How an operation ended that moved `Ok` bytes (or whose result is that number).
+#[inline]
 pub(crate) fn ending(result: Result<u32, Errno>) -> Ending {
     match result {
         Ok(bytes) => Ending { status: NtStatus(0), bytes },
@@ -26,11 +27,13 @@ pub(crate) fn ending(result: Result<u32, Errno>) -> Ending {
 }
 
 /// The thread's last error.
+#[cold]
 fn last_error() -> Errno {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
 /// What a call returned that answers with a count, or -1 and `errno`.
+#[inline(always)]
 fn count(returned: isize) -> Result<u32, Errno> {
     if returned < 0 {
         return Err(last_error());
@@ -41,6 +44,7 @@ fn count(returned: isize) -> Result<u32, Errno> {
 }
 
 /// How much one call is asked to move: lengths over 4 GiB are cut, never wrapped.
+#[inline(always)]
 pub(crate) fn cut(length: usize) -> u32 {
     // MAX_RW_COUNT, what Linux cuts to itself (read(2), NOTES).
     length.min(0x7fff_f000) as u32
@@ -87,45 +91,45 @@ pub(crate) fn identity(handle: RawHandle, mark: Mark) -> Identity {
 // ---------------------------------------------------------------------------------------------
 // Calls that do not block
 
-/// Why a call that was tried has done nothing.
+/// What became of a call that was tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NotYet {
-    /// It would have blocked.
+pub(crate) enum Tried {
+    /// It moved so many bytes.
+    Moved(u32),
+    Failed(Errno),
+    /// It would have blocked, and has done nothing.
     WouldBlock,
+    /// A signal came, and it has done nothing.
+    Interrupted,
     /// This descriptor cannot be asked in this way.
     Unsupported,
 }
 
-/// Makes the call if that does not block: how it ended.
+/// What an error of a call that was tried means.
+#[cold]
+pub(crate) fn classify(errno: Errno, medium: Medium) -> Tried {
+    match errno {
+        libc::EINTR => Tried::Interrupted, // Pitfall 42.
+        #[allow(unreachable_patterns)] // On most systems they are the same.
+        libc::EAGAIN | libc::EWOULDBLOCK => Tried::WouldBlock,
+        libc::EOPNOTSUPP | libc::ENOSYS if medium != Medium::Socket => Tried::Unsupported,
+        errno => Tried::Failed(errno),
+    }
+}
+
+/// Makes the call, told not to block.
+///
+/// Inlined, so that whoever knows which call it is pays for that one only.
 ///
 /// # Safety
 /// What `call` points to is valid while this runs, and the medium is the descriptor's.
-#[inline]
-pub(crate) unsafe fn attempt(
+#[inline(always)]
+pub(crate) unsafe fn try_call(
     fd: RawFd,
     medium: Medium,
     nonblocking: bool,
     call: Call,
-) -> Result<Result<u32, Errno>, NotYet> {
-    loop {
-        // SAFETY: passed on.
-        let result = unsafe { try_call(fd, medium, nonblocking, call) };
-        return match result {
-            Err(libc::EINTR) => continue, // Pitfall 42.
-            #[allow(unreachable_patterns)] // On most systems they are the same.
-            Err(libc::EAGAIN | libc::EWOULDBLOCK) => Err(NotYet::WouldBlock),
-            Err(libc::EOPNOTSUPP | libc::ENOSYS) if medium != Medium::Socket => {
-                Err(NotYet::Unsupported)
-            }
-            ended => Ok(ended),
-        };
-    }
-}
-
-/// # Safety
-/// As [`attempt`].
-#[inline]
-unsafe fn try_call(fd: RawFd, medium: Medium, nonblocking: bool, call: Call) -> Result<u32, Errno> {
+) -> Result<u32, Errno> {
     const FLAGS: i32 = libc::MSG_DONTWAIT | NO_SIGNAL;
     // SAFETY (of each call below): the pointers and lengths are the call's, which are valid (see
     // above); descriptors that are closed or of the wrong kind are answered with an error.
@@ -303,15 +307,13 @@ pub(crate) unsafe fn vectored_blocking(
 ///
 /// # Safety
 /// `peer` is valid.
-pub(crate) unsafe fn connect(
-    fd: RawFd,
-    peer: *const PeerAddress,
-) -> Result<Result<u32, Errno>, NotYet> {
+pub(crate) unsafe fn connect(fd: RawFd, peer: *const PeerAddress) -> Tried {
     // SAFETY: passed on; the address is as long as it says.
     let result = count(unsafe { libc::connect(fd, peer.cast(), (*peer).length) } as isize);
     match result {
-        Err(libc::EINPROGRESS | libc::EINTR) => Err(NotYet::WouldBlock),
-        result => Ok(result),
+        Ok(count) => Tried::Moved(count),
+        Err(libc::EINPROGRESS | libc::EINTR) => Tried::WouldBlock,
+        Err(errno) => Tried::Failed(errno),
     }
 }
 
@@ -363,24 +365,18 @@ pub(crate) fn poll_flag(event: Event) -> i16 {
 }
 
 /// The events that poll(2)'s flags say.
+#[inline]
 pub(crate) fn events_of(flags: i16) -> Events {
-    let mut events = Events::default();
-    for (flag, event) in [
-        (libc::POLLIN, Event::Read),
-        (libc::POLLOUT, Event::Write),
-        (libc::POLLPRI, Event::PriorityRead),
-        (libc::POLLERR, Event::Error),
-        (libc::POLLHUP, Event::Hangup),
-        (libc::POLLNVAL, Event::Error),
-    ] {
-        if flags & flag != 0 {
-            events.insert(event);
-        }
+    const fn one(flags: i16, flag: i16, event: Event) -> u8 {
+        if flags & flag != 0 { event.bit() } else { 0 }
     }
-    if flags & HANGUP != 0 {
-        events.insert(Event::Hangup);
-    }
-    events
+    Events::from_bits(
+        one(flags, libc::POLLIN, Event::Read)
+            | one(flags, libc::POLLOUT, Event::Write)
+            | one(flags, libc::POLLPRI, Event::PriorityRead)
+            | one(flags, libc::POLLERR | libc::POLLNVAL, Event::Error)
+            | one(flags, libc::POLLHUP | HANGUP, Event::Hangup),
+    )
 }
 
 /// What the descriptor is ready for just now, of what `event` waits for; EAGAIN for nothing.

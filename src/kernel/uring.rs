@@ -35,7 +35,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, cqueue, opcode, types};
 
 use super::call::{Call, Direction};
-use super::source::{Medium, Source, Sources, entry_of};
+use super::source::{IN, Medium, OUT, Source, Sources, entry_of};
 use super::unix::{self, Bell, Errno, cut, ending};
 use super::{BindError, Binding, Event, Identity, Mark};
 use crate::handle::{EntryId, HandleKind, RawHandle};
@@ -51,9 +51,10 @@ const NOBODY: u64 = 0;
 const BELL: u64 = 2;
 /// Added to a slot's address: the ring waits until the handle is ready for the call.
 const POLLS: u64 = 1;
-/// The lowest bits of a source's poll; the others are its key.
-const SOURCE: u64 = 3;
-const TAG: u64 = 3;
+/// The lowest bits of a source's polls; the others are its key.
+const SOURCE_IN: u64 = 3;
+const SOURCE_OUT: u64 = 7;
+const TAG: u64 = 7;
 
 /// `IORING_ENTER_*`, see io_uring_enter(2).
 const GET_EVENTS: u32 = 1;
@@ -131,13 +132,15 @@ impl Uring {
 
     /// The descriptor may be closed from now on.
     pub(crate) fn unbind(&self, _: RawHandle, entry: EntryId, _: bool) {
-        let poll = self.sources.with(entry, |source| {
-            std::mem::replace(&mut source.watched, false).then(|| poll_data(source))
-        });
-        if let Some(poll) = poll {
-            self.push(opcode::PollRemove::new(poll).build().user_data(NOBODY));
+        let (key, watched) = self.sources.with(entry, |source| (source.key, source.watched));
+        for what in [IN, OUT] {
+            if watched & what != 0 {
+                let entry = opcode::PollRemove::new(poll_data(key, what)).build();
+                self.push(entry.user_data(NOBODY));
+            }
         }
-        self.flush(poll.is_some());
+        self.flush(watched != 0);
+        self.sources.retire(entry);
     }
 
     pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
@@ -148,7 +151,7 @@ impl Uring {
 
     /// # Safety
     /// What `call` points to is valid while this runs.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
         match call {
             Call::Accept { .. }
@@ -169,14 +172,14 @@ impl Uring {
         slot.set_call(call);
         let is_socket = self.sources.with(entry_of(slot), |source| source.medium == Medium::Socket);
         if is_socket && waits_for_the_edge(call) {
-            return match self.sources.wait(slot, |source| self.watch(source)) {
+            return match self.sources.wait(slot, |source, more| self.watch(source, more)) {
                 Ok(()) => Outcome::PENDING,
                 Err(errno) => Outcome::from_errno(errno),
             };
         }
         let waits = call.is_sequential()
             && self.sources.with(entry_of(slot), |source| {
-                let lane = source.lane(call.direction());
+                let lane = source.lane(call);
                 let waits = !lane.is_empty();
                 lane.push(slot);
                 waits
@@ -187,13 +190,19 @@ impl Uring {
         Outcome::PENDING
     }
 
-    /// Has the ring tell of each edge of a source.
-    fn watch(&self, source: &mut Source) -> Result<(), Errno> {
-        const ALL: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP;
-        let flags = (ALL | libc::EPOLLET) as u32;
-        let poll = opcode::PollAdd::new(types::Fd(source.fd), flags);
-        let entry = poll.multi(self.has_multishot.get()).build();
-        self.push(entry.user_data(poll_data(source)));
+    /// Has the ring tell of each edge of a source that brings something, or of the next that makes room.
+    fn watch(&self, source: &Source, what: u8) -> Result<(), Errno> {
+        // Not EPOLLPRI: with it TCP's acknowledgements come as edges too, each of which costs a receive.
+        const COMES: i32 = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
+        let fd = types::Fd(source.fd);
+        if what & IN != 0 {
+            let poll = opcode::PollAdd::new(fd, COMES as u32).multi(self.has_multishot.get());
+            self.push(poll.build().user_data(poll_data(source.key, IN)));
+        }
+        if what & OUT != 0 {
+            let poll = opcode::PollAdd::new(fd, libc::EPOLLOUT as u32);
+            self.push(poll.build().user_data(poll_data(source.key, OUT)));
+        }
         Ok(())
     }
 
@@ -300,7 +309,7 @@ impl Uring {
         let is_kernels = self.sources.with(entry_of(slot), |source| {
             // What waits for the edge has not been seen by the kernel, nor what waits for its turn.
             let waits_here = source.medium == Medium::Socket && waits_for_the_edge(call);
-            let is_first = source.lane(call.direction()).first() == Some(slot);
+            let is_first = source.lane(call).first() == Some(slot);
             !waits_here && (is_first || !call.is_sequential())
         });
         if !is_kernels {
@@ -318,6 +327,10 @@ impl Uring {
         }
         let longest = self.sources.longest(timeout_ms);
         let answer = self.look(longest);
+        let mut tell = |slot: SlotRef, ending: Ending| {
+            slot.end(ending);
+            sink(Event::Ended(slot, ending));
+        };
         let mut completions = self.completions.take();
         {
             let mut ring = self.ring.borrow_mut();
@@ -325,40 +338,52 @@ impl Uring {
             completions.extend(taken.map(|it| (it.user_data(), it.result(), it.flags())));
         }
         if completions.is_empty() && longest > 0 {
-            self.sources.resolve_doubts();
+            self.sources.resolve_doubts(&mut tell);
         }
+        let mut rang = false;
         for (user_data, result, flags) in completions.drain(..) {
             match (user_data, user_data & TAG) {
+                (_, SOURCE_IN | SOURCE_OUT) => self.edge(user_data, result, flags, &mut tell),
                 (NOBODY, _) => {}
-                (BELL, _) => self.bell_rang(result, flags, &mut sink),
-                (_, SOURCE) => self.edge(user_data, result, flags),
+                (BELL, _) => rang |= self.bell_rang(result, flags),
                 (_, tag) => {
                     // SAFETY: all other user data is a slot's address, with POLLS perhaps. The slot was
                     // the kernel's until now, so its slab is still there, which is part of the queue that
                     // this ring is part of.
                     let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
-                    self.answered(slot, tag == POLLS, result, &mut sink);
+                    self.answered(slot, tag == POLLS, result, &mut tell);
                 }
             }
         }
         self.completions.replace(completions);
-        self.sources.drain(|slot| sink(Event::Ended(slot)));
+        self.sources.drain(&mut tell);
+        if rang {
+            sink(Event::Wake);
+        }
         answer
     }
 
     /// A source's poll has fired.
-    fn edge(&self, user_data: u64, result: i32, flags: u32) {
+    #[inline]
+    fn edge(
+        &self,
+        user_data: u64,
+        result: i32,
+        flags: u32,
+        tell: &mut impl FnMut(SlotRef, Ending),
+    ) {
         if result < 0 && !cqueue::more(flags) && result != -libc::ECANCELED {
             self.has_multishot.set(false); // Linux 5.11 and 5.12.
         }
         let events = if result < 0 { Events::default() } else { unix::events_of(result as i16) };
-        let index = EntryId::index_of_key((user_data >> 2) as usize);
+        let what = if user_data & TAG == SOURCE_IN { IN } else { OUT };
         self.sources.became_ready(
-            |source| poll_data(source) == user_data,
-            index,
+            EntryId::index_of_key((user_data >> 3) as usize),
+            |source| poll_data(source.key, what) == user_data,
             events,
-            cqueue::more(flags),
-            |source| self.watch(source),
+            if cqueue::more(flags) { 0 } else { what },
+            |source, more| self.watch(source, more),
+            tell,
         );
     }
 
@@ -377,9 +402,10 @@ impl Uring {
         if count == 0 && !waits && !has_work {
             return Ok(());
         }
-        let limit = types::Timespec::from(Duration::from_millis(timeout_ms.into()));
-        let timeout = (waits && timeout_ms != u32::MAX).then_some(&limit);
-        match self.enter(count, u32::from(waits), GET_EVENTS, timeout) {
+        let is_limited = waits && timeout_ms != u32::MAX;
+        let limit =
+            is_limited.then(|| types::Timespec::from(Duration::from_millis(timeout_ms.into())));
+        match self.enter(count, u32::from(waits), GET_EVENTS, limit.as_ref()) {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 // The time is up; a signal came (pitfall 42); completions have to be taken first; or
@@ -398,22 +424,29 @@ impl Uring {
         self.push(entry.user_data(BELL));
     }
 
-    fn bell_rang(&self, result: i32, flags: u32, sink: &mut impl FnMut(Event)) {
+    /// True where somebody rang.
+    fn bell_rang(&self, result: i32, flags: u32) -> bool {
         if !cqueue::more(flags) {
             self.bell_rings.set(false);
         }
         if result < 0 {
             self.has_multishot.set(false);
-        } else {
-            if !self.has_multishot.get() {
-                self.bell.empty();
-            }
-            sink(Event::Wake);
+            return false;
         }
+        if !self.has_multishot.get() {
+            self.bell.empty();
+        }
+        true
     }
 
     /// A completion for an operation.
-    fn answered(&self, slot: SlotRef, polled: bool, result: i32, sink: &mut impl FnMut(Event)) {
+    fn answered(
+        &self,
+        slot: SlotRef,
+        polled: bool,
+        result: i32,
+        tell: &mut impl FnMut(SlotRef, Ending),
+    ) {
         let is_wanted = slot.state() == State::InFlight;
         if result == -libc::EAGAIN || result == -libc::EWOULDBLOCK {
             // Its descriptor was told not to block, so the ring did not wait for it.
@@ -450,7 +483,7 @@ impl Uring {
         };
         if slot.call().is_sequential() {
             let next = self.sources.with(entry_of(slot), |source| {
-                let lane = source.lane(slot.call().direction());
+                let lane = source.lane(slot.call());
                 debug_assert!(lane.first() == Some(slot));
                 lane.pop();
                 lane.first()
@@ -459,8 +492,7 @@ impl Uring {
                 self.push_call(next);
             }
         }
-        slot.end(ending(result));
-        sink(Event::Ended(slot));
+        tell(slot, ending(result));
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -490,8 +522,9 @@ impl Drop for Uring {
 }
 
 /// The user data of a source's poll.
-fn poll_data(source: &Source) -> u64 {
-    (source.key as u64) << 2 | SOURCE
+#[inline]
+fn poll_data(key: usize, what: u8) -> u64 {
+    (key as u64) << 3 | if what == IN { SOURCE_IN } else { SOURCE_OUT }
 }
 
 /// Whether a socket's call is made here, when the ring says that it would not block.

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use super::super::source::{IN, OUT};
 use super::unix;
 use crate::op::Events;
 
@@ -39,13 +40,20 @@ impl Poller {
         false
     }
 
-    /// From now on, and if the handle is ready already.
-    pub(super) fn watch(&self, fd: RawFd, key: usize) -> io::Result<()> {
-        const ALL: i32 = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI | libc::EPOLLRDHUP;
-        match self.control(libc::EPOLL_CTL_ADD, fd, ALL, key) {
+    /// For `what`, from now on, and if the handle is ready already.
+    pub(super) fn watch(&self, fd: RawFd, key: usize, what: u8, is_new: bool) -> io::Result<()> {
+        let mut events = 0;
+        if what & IN != 0 {
+            events |= libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLRDHUP;
+        }
+        if what & OUT != 0 {
+            events |= libc::EPOLLOUT;
+        }
+        let how = if is_new { libc::EPOLL_CTL_ADD } else { libc::EPOLL_CTL_MOD };
+        match self.control(how, fd, events, key) {
             // A duplicate of what was watched under this number before, say.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
-                self.control(libc::EPOLL_CTL_MOD, fd, ALL, key)
+                self.control(libc::EPOLL_CTL_MOD, fd, events, key)
             }
             answer => answer,
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use polling::{Event, PollMode};
 
+use super::super::source::{IN, OUT};
 use crate::op;
 use crate::op::Events;
 
@@ -32,7 +33,7 @@ impl Poller {
         // `polling` keeps the highest key for itself.
         let this =
             Self { poller, mode, bell: (bell.as_raw_fd(), key), events: RefCell::new(events) };
-        this.watch(bell.as_raw_fd(), key - 1)?;
+        this.watch(bell.as_raw_fd(), key - 1, IN, true)?;
         Ok(this)
     }
 
@@ -41,20 +42,21 @@ impl Poller {
         self.mode == PollMode::Oneshot
     }
 
-    /// From now on, and if the handle is ready already.
-    pub(super) fn watch(&self, fd: RawFd, key: usize) -> io::Result<()> {
-        let all = if fd == self.bell.0 { Event::readable(key) } else { Event::all(key) };
-        // SAFETY: the descriptor is taken off the poller when its registration ends, before it is closed;
-        // where its owner closes it before that, the poller merely says nothing of it, or an error.
-        let added = unsafe { self.poller.add_with_mode(fd, all, self.mode) };
-        match added {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // SAFETY: it was open a moment ago, and is only named.
-                let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-                self.poller.modify_with_mode(fd, all, self.mode)
+    /// For `what`, from now on, and if the handle is ready already.
+    pub(super) fn watch(&self, fd: RawFd, key: usize, what: u8, is_new: bool) -> io::Result<()> {
+        let event = Event::new(key, what & IN != 0, what & OUT != 0);
+        if is_new {
+            // SAFETY: the descriptor is taken off the poller when its registration ends, before it is
+            // closed; where its owner closes it before that, the poller merely says nothing of it, or an
+            // error.
+            match unsafe { self.poller.add_with_mode(fd, event, self.mode) } {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                answer => return answer,
             }
-            answer => answer,
         }
+        // SAFETY: it was open a moment ago, and is only named.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        self.poller.modify_with_mode(fd, event, self.mode)
     }
 
     pub(super) fn forget(&self, fd: RawFd) {
@@ -97,7 +99,7 @@ impl Poller {
         }
         if rang {
             if self.forgets() {
-                self.watch(self.bell.0, self.bell.1 - 1)?;
+                self.watch(self.bell.0, self.bell.1 - 1, IN, false)?;
             }
             sink(self.bell.1, Events::default());
         }
