@@ -300,7 +300,7 @@ fn the_end_of_a_file_and_a_full_disk_say_so_at_once_and_later() {
         assert_eq!(completion.read_result().unwrap(), 0);
         assert!(completion.result().is_err());
         sim.plan(&file, plan());
-        let (written, bytes) = queue.block_on(sim.write(&queue, &file, 1 << 40, vec![1])).unwrap();
+        let (written, bytes) = queue.block_on(sim.write(&queue, &file, 1 << 44, vec![1])).unwrap();
         assert!(written.is_err());
         assert_eq!(bytes, [1], "the buffer comes back");
         drop((file, queue));

@@ -110,12 +110,14 @@ fn what_can_not_be_bound_says_why() {
     let elsewhere = sim.device();
     sim.bind_elsewhere(&elsewhere);
     let event = open(&sim, Kind::Event, |_| ());
+    let console = open(&sim, Kind::Console, |_| ());
     let mut closed = sim.device();
     closed.close();
     let reasons = [
         (&synchronous, PersistFailure::NotOverlapped),
         (&elsewhere, PersistFailure::AlreadyBound),
         (&event, PersistFailure::InvalidHandle),
+        (&console, PersistFailure::InvalidHandle),
         (&closed, PersistFailure::InvalidHandle),
     ];
     for (handle, reason) in reasons {
@@ -125,7 +127,7 @@ fn what_can_not_be_bound_says_why() {
         assert!(matches!(misuse, Some(Misuse::UnregisteredHandle { .. })), "{misuse:?}");
     }
     assert_eq!(sim.started(), 0, "a call was made");
-    drop((synchronous, elsewhere, event, queue));
+    drop((synchronous, elsewhere, event, console, queue));
     sim.check();
 }
 

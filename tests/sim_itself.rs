@@ -213,7 +213,7 @@ fn the_clock_moves_when_it_is_told_or_a_queue_waits_and_not_otherwise() {
 fn a_stream_gives_its_bytes_in_order_and_none_twice() {
     sim::explore(0..200, |seed| {
         let mut faults = Faults::default();
-        (faults.fails_at_once, faults.fails_late) = (0.0, 0.0);
+        (faults.fails_at_once, faults.fails_late, faults.short_writes) = (0.0, 0.0, 0.0);
         let sim = Sim::with_faults(seed, faults);
         let queue = sim.queue().unwrap();
         let (ours, theirs) = sim.pipe();
@@ -243,6 +243,76 @@ fn a_stream_gives_its_bytes_in_order_and_none_twice() {
         drop((ours, theirs, queue));
         sim.check();
     });
+}
+
+// A short write has moved what it says, and only kinds whose writes may be short make them.
+#[test]
+fn a_write_may_be_short_and_says_so_where_windows_allows_it() {
+    let mut faults = Faults::none();
+    faults.short_writes = 1.0;
+    let sim = Sim::with_faults(1, faults);
+    let queue = sim.queue().unwrap();
+    for (kind, may_be_short) in [
+        (Kind::Pipe, true),
+        (Kind::Socket, true),
+        (Kind::MessagePipe, false),
+        (Kind::Datagram, false),
+    ] {
+        let (ours, theirs) = sim.pair(kind);
+        let (ours, theirs) = (queue.register(ours).unwrap(), queue.register(theirs).unwrap());
+        let written = queue.block_on(sim.write(&queue, &ours, 0, b"0123456789".to_vec()));
+        let written = written.unwrap().0.unwrap();
+        assert_eq!(written < 10, may_be_short, "{kind:?}: {written}");
+        let (read, bytes) = queue.block_on(sim.read(&queue, &theirs, 0, vec![0; 32])).unwrap();
+        assert_eq!(bytes[..read.unwrap() as usize], b"0123456789"[..written as usize]);
+    }
+    let file = queue.register(sim.file("")).unwrap();
+    let written = queue.block_on(sim.write(&queue, &file, 0, b"0123456789".to_vec())).unwrap();
+    assert_eq!(written.0.unwrap(), 10);
+    assert_eq!(sim.contents(&file), b"0123456789");
+    drop((file, queue));
+    sim.check();
+}
+
+#[test]
+fn what_a_plan_says_was_moved_is_moved() {
+    let (sim, queue) = quiet();
+    let (ours, theirs) = sim.pipe();
+    let (ours, theirs) = (queue.register(ours).unwrap(), queue.register(theirs).unwrap());
+    sim.plan(&ours, Plan::pends().bytes(3));
+    let writing = sim.write(&queue, &ours, 0, b"data".to_vec());
+    sim.complete(&ours, End::bytes(3));
+    assert_eq!(queue.block_on(writing).unwrap().0.unwrap(), 3);
+    sim.plan(&theirs, Plan::at_once().bytes(2));
+    let (read, bytes) = queue.block_on(sim.read(&queue, &theirs, 0, vec![0; 8])).unwrap();
+    assert_eq!((read.unwrap(), &bytes[..2]), (2, &b"da"[..]));
+    let (read, bytes) = queue.block_on(sim.read(&queue, &theirs, 0, vec![0; 8])).unwrap();
+    assert_eq!((read.unwrap(), &bytes[..1]), (1, &b"t"[..]));
+    drop((ours, theirs, queue));
+    sim.check();
+}
+
+// Pitfall 15: what others posted fills a port; operations always have room.
+#[test]
+fn to_a_full_port_nothing_can_be_posted_until_something_was_taken_off() {
+    let mut faults = Faults::none();
+    faults.room_for_posts = 2;
+    let sim = Sim::with_faults(1, faults);
+    let queue = sim.queue().unwrap();
+    let device = queue.register(sim.device()).unwrap();
+    sim.plan(&device, Plan::pends());
+    let asked = sim.control(&queue, &device, vec![0; 8]);
+    sim.post(&queue, 7, 0, 0);
+    sim.post(&queue, 7, 0, 0);
+    assert!(queue.notifier().notify().is_err());
+    sim.complete(&device, End::success());
+    assert_eq!(sim.queued(&queue), 3);
+    assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
+    assert_eq!((sim.queued(&queue), queue.foreign_packets()), (0, 2));
+    queue.notifier().notify().unwrap();
+    assert_eq!(sim.queued(&queue), 1);
+    drop((device, queue));
+    sim.check();
 }
 
 #[test]

@@ -5,10 +5,12 @@
 //! same seed and the same calls give the same run. It owns the memory of operations in flight as a
 //! kernel does: it scribbles there, and fails the test when somebody else touches it.
 //!
-//! `world.rs` has the rules; `memory.rs` what the kernel may write to; `plan.rs` what can be chosen;
-//! `calls.rs` the calls that start operations, and the handles.
+//! `world.rs` has the rules; `memory.rs` what the kernel may write to; `disk.rs` what is in a file;
+//! `plan.rs` what can be chosen; `calls.rs` the calls that start operations, and the handles.
 
 mod calls;
+#[forbid(unsafe_code)]
+mod disk;
 mod memory;
 #[forbid(unsafe_code)]
 mod plan;

@@ -166,6 +166,16 @@ impl Sim {
         unsafe { start(&self.machine, Call::Control, handle, buffer, length, overlapped) }
     }
 
+    /// Asks for an operation to be cancelled, as `CancelIoEx` does; without an OVERLAPPED, all that are
+    /// in flight on `handle`. For programs that make that call themselves. The address is only compared.
+    ///
+    /// # Errors
+    /// `ERROR_NOT_FOUND` where nothing is in flight there, `ERROR_INVALID_HANDLE` for a closed handle.
+    pub fn cancel_io(&self, handle: RawHandle, overlapped: *const OVERLAPPED) -> io::Result<()> {
+        let cancelled = self.machine.enter(|world| world.cancel(handle.addr(), overlapped.addr()));
+        cancelled.map_err(|code| io::Error::from_raw_os_error(code as i32))
+    }
+
     /// Reads at an offset of a handle that is registered with `queue`: a `ReadFile` submitted.
     #[track_caller]
     pub fn read(
@@ -246,6 +256,9 @@ impl Sim {
     }
 
     /// What is in a file now.
+    ///
+    /// # Panics
+    /// When that is more than a GiB.
     pub fn contents(&self, handle: &(impl AsAnyHandle + ?Sized)) -> Vec<u8> {
         let value = value(handle);
         self.machine.ask(|world| world.contents(value))
@@ -270,7 +283,8 @@ impl Sim {
         self.machine.ask(|world| world.set_modes_elsewhere(value, modes));
     }
 
-    /// Queues a packet on the port of `queue`, as `PostQueuedCompletionStatus` does.
+    /// Queues a packet on the port of `queue`, as `PostQueuedCompletionStatus` does, also on a full
+    /// one.
     ///
     /// # Panics
     /// When the queue is not this simulation's.
@@ -355,6 +369,15 @@ impl Sim {
     /// Whether the memory of the operation with this number is the kernel's.
     pub fn has(&self, operation: u64) -> bool {
         self.machine.ask(|world| world.has(operation))
+    }
+
+    /// How many packets are queued on the port of `queue`.
+    ///
+    /// # Panics
+    /// When the queue is not this simulation's.
+    pub fn queued(&self, queue: &Queue) -> usize {
+        let port = self.port_of(queue);
+        self.machine.ask(|world| world.queued(port))
     }
 
     /// How many foreign packets were posted.

@@ -52,6 +52,11 @@ impl Plan {
         }
     }
 
+    /// It says how the operation ends.
+    pub(super) fn is_ending(&self) -> bool {
+        self.status.is_some() || self.bytes.is_some() || self.data.is_some()
+    }
+
     /// The call says that the operation has ended. With a warning as its [`status`](Self::status)
     /// the call says `ERROR_MORE_DATA`, or `WSAEMSGSIZE` on a socket.
     pub fn at_once() -> Self {
@@ -87,7 +92,8 @@ impl Plan {
         self
     }
 
-    /// How many bytes it moves. All that were asked for by default.
+    /// How many bytes it moves: the first of what a write was given, or of what a read finds. All
+    /// that were asked for by default.
     #[must_use]
     pub fn bytes(mut self, bytes: u32) -> Self {
         self.bytes = Some(bytes);
@@ -187,7 +193,7 @@ impl End {
     }
 }
 
-/// How often what happens: probabilities from 0 to 1, each drawn where it applies.
+/// How often what happens: probabilities from 0 to 1 (and two amounts), each drawn where it applies.
 ///
 /// [`Faults::none`] is a Windows that behaves as one wishes: each operation pends, and ends in full
 /// the next time somebody looks. [`Faults::default`] has some of everything a program has to live
@@ -201,8 +207,12 @@ pub struct Faults {
     pub fails_at_once: f64,
     /// An operation that pended ends with an error.
     pub fails_late: f64,
-    /// Fewer bytes are moved than asked for, where the kind of handle allows it.
+    /// A read, or a device's answer, is shorter than asked for, where the kind of handle allows it.
     pub short: f64,
+    /// A write moves fewer bytes than it was given, and says so: to a device, a pipe of bytes
+    /// (`WriteFile` with `PIPE_NOWAIT`; serial ports with a time-out) or a stream socket (`WSASend` on
+    /// a non-blocking one). Never to a file, nor of a message.
+    pub short_writes: f64,
     /// An operation ends with `STATUS_BUFFER_OVERFLOW`, where the kind of handle allows it.
     pub more_data: f64,
     /// An operation never ends, whatever happens to it.
@@ -244,6 +254,9 @@ pub struct Faults {
     pub small_batches: f64,
     /// Posting a packet fails for want of memory (pitfall 15), at most thrice in a row.
     pub post_fails: f64,
+    /// How many packets that were posted a port holds: to a full one none can be posted (pitfall 15).
+    /// For those of operations there is always room.
+    pub room_for_posts: usize,
     /// A packet turns up that is not the queue's: null, random, stale, forged, or a job's.
     pub foreign: f64,
 }
@@ -255,6 +268,7 @@ impl Default for Faults {
             fails_at_once: 0.03,
             fails_late: 0.05,
             short: 0.2,
+            short_writes: 0.1,
             more_data: 0.05,
             never_ends: 0.0,
             longest: Duration::from_millis(20),
@@ -275,6 +289,7 @@ impl Default for Faults {
             late: 0.1,
             small_batches: 0.3,
             post_fails: 0.05,
+            room_for_posts: usize::MAX,
             foreign: 0.02,
         }
     }
@@ -288,6 +303,7 @@ impl Faults {
             fails_at_once: 0.0,
             fails_late: 0.0,
             short: 0.0,
+            short_writes: 0.0,
             more_data: 0.0,
             never_ends: 0.0,
             longest: Duration::ZERO,
@@ -308,6 +324,7 @@ impl Faults {
             late: 0.0,
             small_batches: 0.0,
             post_fails: 0.0,
+            room_for_posts: usize::MAX,
             foreign: 0.0,
         }
     }
@@ -320,6 +337,7 @@ impl Faults {
             fails_at_once: 0.1,
             fails_late: 0.15,
             short: 0.3,
+            short_writes: 0.3,
             more_data: 0.15,
             never_ends: 0.02,
             longest: Duration::from_millis(50),
@@ -332,6 +350,7 @@ impl Faults {
             late: 0.3,
             small_batches: 0.5,
             post_fails: 0.3,
+            room_for_posts: 3,
             foreign: 0.1,
             ..Self::default()
         }
@@ -358,6 +377,8 @@ pub enum Kind {
     Device,
     /// An event: a handle that does no I/O.
     Event,
+    /// A console, which no port takes.
+    Console,
 }
 
 impl Kind {
@@ -372,6 +393,11 @@ impl Kind {
 
     pub(super) fn has_messages(self) -> bool {
         matches!(self, Self::MessagePipe | Self::Datagram)
+    }
+
+    /// A write may move less than it was given: see [`Faults::short_writes`].
+    pub(super) fn may_write_less(self) -> bool {
+        matches!(self, Self::Pipe | Self::Socket)
     }
 
     /// What a call that starts nothing fails with. `ReadFile`, "Remarks": ERROR_INVALID_USER_BUFFER
@@ -422,7 +448,7 @@ impl Kind {
             }
             Self::Directory => &[Some(win::STATUS_NOTIFY_CLEANUP)],
             Self::File => &[None],
-            Self::Device | Self::Event => &[Some(win::STATUS_CANCELLED), None],
+            Self::Device | Self::Event | Self::Console => &[Some(win::STATUS_CANCELLED), None],
         }
     }
 }
