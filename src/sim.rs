@@ -16,8 +16,10 @@
 //! - **Time** moves when a queue waits, or when [`Sim::advance`] says so. A timeout of an hour costs
 //!   nothing.
 //! - **Hangs**: a queue that waits for ever for what can't happen fails the test instead, and says
-//!   what it waits for. So does one that asks and asks.
-//! - **Seeds**: every failure of the simulation, and every panic within [`explore`], names its seed.
+//!   what it waits for. So does a program that asks and asks, and one that starts and cancels, or
+//!   sleeps, for a million calls in which no operation ends by itself.
+//! - **Seeds**: every failure of the simulation, and every panic within [`explore`], names its seed. With
+//!   that in `IOQUEUE_SIM_SEED` the test fails again, with the same message.
 //!
 //! # An order bug, found
 //!
@@ -94,10 +96,36 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! End a test with [`Sim::check`]: the kernel has given everything back.
+//! End a test with [`Sim::check`]: the kernel has given everything back. What a closed queue said it
+//! leaked, [`Sim::check_leaked`] takes off.
 //!
-//! What it can't do: it knows nothing of what a driver does beyond this, has no timers, processes
-//! or names, and does not model two threads that race inside one call.
+//! # A program of your own
+//!
+//! A program that is to run on both makes its calls through a trait of a few lines, `read(..)` and
+//! `write(..)` say, which the program implements with `ReadFile` and the test with a [`Sim`]; it is
+//! generic over the handle too ([`AsAnyHandle`](crate::AsAnyHandle)). `tests/both` in the repository is
+//! one, with which the same tests run here and on Windows.
+//!
+//! Choose the faults by what the program promises. [`Sim::new`] lets operations fail now and then: a test
+//! that unwraps their results will say so. [`Faults::orders`] lets none fail, but leaves no order, no time
+//! and no length to rely on; that is where mistakes like these show:
+//!
+//! - results are put together as they come, as above;
+//! - a read that took too long is dropped and tried again, and what it had read by then is lost
+//!   ([`Wait::timeout`](crate::iocp::Wait::timeout) loses nothing);
+//! - a write is taken to be whole.
+//!
+//! Errors have Windows' codes on every system. Elsewhere than on Windows their text means nothing: it is
+//! that system's for the same number.
+//!
+//! # What it can't do
+//!
+//! It knows nothing of what a driver does beyond this, has no processes or names, and no wait packets
+//! (`NtAssociateWaitCompletionPacket`), which the queue does not use. A write never waits for its reader:
+//! no buffer is ever full. It does not model two threads that race inside one call.
+//!
+//! Its rules are from Microsoft's documentation, which the code names rule by rule, and where Wine does as
+//! that says the same tests run on both. Nothing of it was compared with a real Windows.
 
 use std::any::Any;
 use std::env;

@@ -953,6 +953,7 @@ fn time_is_never_cut_short<S: System>(system: S) {
     let (ours, theirs) = system.pipe();
     let (ours, theirs) = (queue.register(ours).unwrap(), queue.register(theirs).unwrap());
     let order = Rc::new(RefCell::new(Vec::new()));
+    let start = system.now();
     for milliseconds in [30, 10, 20] {
         let (sleeping, order) = (queue.sleep(milliseconds * MILLISECOND), Rc::clone(&order));
         let noted = async move {
@@ -963,6 +964,12 @@ fn time_is_never_cut_short<S: System>(system: S) {
     }
     queue.run().unwrap();
     assert_eq!(*order.borrow(), [10, 20, 30]);
+    assert!(system.now() - start >= 30 * MILLISECOND);
+    // A poll that nothing ends.
+    let (waiting, start) = (read(&system, &queue, &ours, 8), system.now());
+    queue.poll(&mut Vec::new(), Some(10 * MILLISECOND)).unwrap();
+    assert!(system.now() - start >= 10 * MILLISECOND);
+    drop(waiting);
     // A read that takes too long, and one that does not.
     let limited = read(&system, &queue, &ours, 8).timeout(20 * MILLISECOND);
     let Cancelled::Cancelled(end) = queue.block_on(limited).unwrap() else {

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::without_provenance_mut;
 use std::time::Duration;
 
-use ioqueue::iocp::{OVERLAPPED, Outcome};
+use ioqueue::iocp::{Cancelled, OVERLAPPED, Outcome};
 use ioqueue::sim::{self, End, Faults, Kind, Plan, Sim, SimHandle, Traits};
 use ioqueue::{AsAnyHandle, RawHandle};
 use support::{MILLISECOND, SECOND, quiet};
@@ -150,6 +150,24 @@ fn a_program_that_asks_for_ever_is_found() {
         }
     });
     assert!(message.contains("livelock"), "{message}");
+}
+
+// Time passes, and operations end: each by its own cancel.
+#[test]
+fn a_program_that_tries_again_for_ever_is_found() {
+    let message = panic_of(|| {
+        let (sim, queue) = quiet();
+        let (ours, _theirs) = sim.pipe();
+        let ours = queue.register(ours).unwrap();
+        let waiting = async {
+            while let Cancelled::Cancelled(_) =
+                sim.read(&queue, &ours, 0, vec![0; 8]).timeout(MILLISECOND).await
+            {}
+        };
+        queue.block_on(waiting).unwrap();
+    });
+    assert!(message.contains("nothing has ended but by a cancel"), "{message}");
+    assert!(message.contains("Read on a Pipe waits for data"), "{message}");
 }
 
 /// Some work under the usual faults, and all that can be seen of it.

@@ -7,6 +7,7 @@ use std::os::windows::io::{
     OwnedSocket,
 };
 use std::ptr::{null, null_mut, without_provenance_mut};
+use std::time::{Duration, Instant};
 
 use ioqueue::iocp::{OVERLAPPED, Outcome};
 use ioqueue::{AnyHandle, AsAnyHandle, Queue, RawHandle};
@@ -20,7 +21,7 @@ use windows_sys::Win32::System::Threading::CreateEventW;
 use crate::support::{TempFile, depth_of_port, pipe_pair, reset_when_closed, tcp_pair};
 use crate::system::System;
 
-pub struct Real;
+pub struct Real(Instant);
 
 /// A handle that can be closed before its time.
 pub struct Handle {
@@ -86,7 +87,7 @@ impl System for Real {
     type Handle = Handle;
 
     fn start() -> Self {
-        Self
+        Self(Instant::now())
     }
 
     fn queue(&self) -> Queue {
@@ -186,6 +187,10 @@ impl System for Real {
 
     fn packets(&self, queue: &Queue) -> usize {
         depth_of_port(queue)
+    }
+
+    fn now(&self) -> Duration {
+        self.0.elapsed()
     }
 
     fn check(&self) {}

@@ -1,5 +1,7 @@
 //! The model, without faults: what can end at once does so.
 
+use std::time::Duration;
+
 use ioqueue::iocp::{OVERLAPPED, Outcome};
 use ioqueue::sim::{Faults, Kind, Sim, SimHandle, Traits};
 use ioqueue::{AsAnyHandle, Queue, RawHandle};
@@ -95,6 +97,10 @@ impl System for Simulated {
 
     fn packets(&self, queue: &Queue) -> usize {
         self.0.queued(queue)
+    }
+
+    fn now(&self) -> Duration {
+        self.0.now()
     }
 
     fn check(&self) {

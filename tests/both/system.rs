@@ -1,5 +1,7 @@
 //! What the scripts need of a system.
 
+use std::time::Duration;
+
 use ioqueue::iocp::{OVERLAPPED, Outcome};
 use ioqueue::{AsAnyHandle, Queue, RawHandle};
 
@@ -62,6 +64,8 @@ pub trait System: Sized {
     /// How many packets are queued on the queue's port.
     fn packets(&self, queue: &Queue) -> usize;
 
+    /// A clock that the queue's waits move.
+    fn now(&self) -> Duration;
     /// The kernel has given everything back.
     fn check(&self);
 }

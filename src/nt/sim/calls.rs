@@ -325,6 +325,7 @@ impl Sim {
     /// Lets time pass. Otherwise the clock moves only when a queue waits.
     pub fn advance(&self, time: Duration) {
         self.machine.ask(|world| {
+            world.intervene();
             let to = world.clock.saturating_add(time);
             world.advance(to);
         });

@@ -196,8 +196,9 @@ impl End {
 /// How often what happens: probabilities from 0 to 1 (and two amounts), each drawn where it applies.
 ///
 /// [`Faults::none`] is a Windows that behaves as one wishes: each operation pends, and ends in full
-/// the next time somebody looks. [`Faults::default`] has some of everything a program has to live
-/// with; [`Faults::wild`] has more of it, and what should be rare.
+/// the next time somebody looks. [`Faults::orders`] lets no operation fail, but leaves nothing else to
+/// rely on. [`Faults::default`] has some of everything a program has to live with;
+/// [`Faults::wild`] has more of it, and what should be rare.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Faults {
@@ -327,6 +328,12 @@ impl Faults {
             room_for_posts: usize::MAX,
             foreign: 0.0,
         }
+    }
+
+    /// The usual faults without failures: every operation does what it was asked to, in any order, at
+    /// any time, or a part of it. For tests of programs that rightly end at their first I/O error.
+    pub fn orders() -> Self {
+        Self { fails_at_once: 0.0, fails_late: 0.0, more_data: 0.0, ..Self::default() }
     }
 
     /// More of everything, also of what breaks promises: operations that never end, handles that

@@ -4,7 +4,7 @@
 //! under Wine, where Wine is known to do as Windows does.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::time::Duration;
 
 use windows_sys::Wdk::Storage::FileSystem::FILE_SYNCHRONOUS_IO_NONALERT;
@@ -33,6 +33,9 @@ const AT_THE_END: u64 = u64::MAX;
 
 /// So many calls in a row to which nothing happened are a loop that will never end.
 const STUCK: u32 = 200_000;
+
+/// So are so many in which time passed, but no operation ended unless it was cancelled.
+const FRUITLESS: u32 = 1_000_000;
 
 /// A file object: what handles lead to. Duplicates share one.
 struct Object {
@@ -156,6 +159,25 @@ pub(super) enum Look {
     Over,
 }
 
+/// An OVERLAPPED's address by a number of its own, so that a seed's message is the same each time.
+#[derive(Clone, Copy)]
+enum Place {
+    Null,
+    /// The place of this many-th operation that was nobody's before.
+    Of(usize),
+    Elsewhere,
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::Of(number) => write!(f, "#{number}"),
+            Self::Elsewhere => f.write_str("elsewhere"),
+        }
+    }
+}
+
 /// One entry of the journal that a failure shows.
 #[derive(Debug, Clone, Copy)]
 #[allow(dead_code, reason = "read by Debug only")]
@@ -164,13 +186,13 @@ enum Note {
     Closed { handle: usize },
     Bound { handle: usize, port: PortId, key: usize, error: Win32Error },
     Unbound { handle: usize, done: bool },
-    Started { operation: OperationId, call: Call, handle: usize, address: usize, answer: Answer },
-    Cancel { handle: usize, address: usize, found: Option<OperationId>, error: Win32Error },
+    Started { operation: OperationId, call: Call, handle: usize, place: Place, answer: Answer },
+    Cancel { handle: usize, place: Place, found: Option<OperationId>, error: Win32Error },
     Ended { operation: OperationId, status: NtStatus, bytes: u32 },
     Released { operation: OperationId },
     Queued { operation: OperationId, port: PortId },
     Taken { port: PortId, packets: usize },
-    Posted { port: PortId, key: usize, address: usize },
+    Posted { port: PortId, key: usize, place: Place },
     TimedOut { port: PortId },
 }
 
@@ -195,8 +217,14 @@ pub(super) struct World {
     recent: VecDeque<(usize, usize)>,
     pub(super) foreign: u64,
     posts_failed: u32,
+    /// Calls since something happened.
     quiet_calls: u32,
+    /// Calls since an operation ended that nobody cancelled, or the test did something.
+    fruitless_calls: u32,
     journal: VecDeque<(Duration, Note)>,
+    /// The journal of when fruitless calls began.
+    fruitful: VecDeque<(Duration, Note)>,
+    places: BTreeMap<usize, usize>,
     /// Once set, the simulation has failed and does nothing but let everybody go.
     pub(super) failure: Option<String>,
 }
@@ -222,7 +250,10 @@ impl World {
             foreign: 0,
             posts_failed: 0,
             quiet_calls: 0,
+            fruitless_calls: 0,
             journal: VecDeque::new(),
+            fruitful: VecDeque::new(),
+            places: BTreeMap::new(),
             failure: None,
         }
     }
@@ -238,6 +269,14 @@ impl World {
             self.journal.pop_front();
         }
         self.journal.push_back((self.clock, note));
+    }
+
+    fn place(&self, address: usize) -> Place {
+        match self.places.get(&address) {
+            Some(&number) => Place::Of(number),
+            None if address == 0 => Place::Null,
+            None => Place::Elsewhere,
+        }
     }
 
     /// Ends the test, once.
@@ -280,6 +319,18 @@ impl World {
         self.quiet_calls += 1;
         if self.quiet_calls == STUCK {
             self.fail("livelock: the program asks and asks, and nothing happens any more");
+        }
+        self.fruitless_calls += 1;
+        if self.fruitless_calls == 40 {
+            self.fruitful.clone_from(&self.journal);
+        }
+        if self.fruitless_calls == FRUITLESS {
+            let what = self.describe_pending(
+                "livelock: the program goes on and on, and for long nothing has ended but by a cancel",
+            );
+            // What led there is long gone from the journal.
+            self.journal = std::mem::take(&mut self.fruitful);
+            self.fail(&what);
         }
         self.happen();
         if self.random.chance(self.faults.haste) && !self.agenda.is_empty() {
@@ -354,6 +405,7 @@ impl World {
     // -- handles -----------------------------------------------------------------------------
 
     pub(super) fn open(&mut self, kind: Kind, traits: Traits, contents: Vec<u8>) -> usize {
+        self.intervene();
         let ignores_skip = self.random.chance(self.faults.ignores_skip);
         let denies_queries = self.random.chance(self.faults.denies_queries);
         self.objects.push(Object {
@@ -573,7 +625,7 @@ impl World {
         let Some(object) = self.object(handle) else {
             self.note(Note::Cancel {
                 handle,
-                address,
+                place: self.place(address),
                 found: None,
                 error: win::ERROR_INVALID_HANDLE,
             });
@@ -587,7 +639,8 @@ impl World {
                 last = Some(id);
             }
         }
-        self.note(Note::Cancel { handle, address, found: last, error: answer.err().unwrap_or(0) });
+        let (place, error) = (self.place(address), answer.err().unwrap_or(0));
+        self.note(Note::Cancel { handle, place, found: last, error });
         answer
     }
 
@@ -666,7 +719,7 @@ impl World {
     }
 
     pub(super) fn post_packet(&mut self, port: PortId, key: usize, address: usize, bytes: u32) {
-        self.note(Note::Posted { port, key, address });
+        self.note(Note::Posted { port, key, place: self.place(address) });
         let packet = Packet { key, address, internal: 0, bytes, operation: None };
         if self.ports[port].open {
             self.ports[port].packets.push_back(packet);
@@ -767,10 +820,19 @@ impl World {
         Packet { internal: rubbish | packet.internal, ..packet }
     }
 
+    /// The test did something that a program may have waited for.
+    pub(super) fn intervene(&mut self) {
+        self.fruitless_calls = 0;
+    }
+
     pub(super) fn describe_waiting(&self) -> String {
-        let mut text = String::from(
+        self.describe_pending(
             "deadlock: the queue waits for ever, and nothing that is in flight can end",
-        );
+        )
+    }
+
+    fn describe_pending(&self, what: &str) -> String {
+        let mut text = String::from(what);
         for (id, operation) in self.operations.iter().filter(|(_, it)| it.ending.is_none()) {
             let kind = self.objects[operation.object].kind;
             let why = match operation.plan.start {
@@ -794,11 +856,12 @@ impl World {
         block: Block,
     ) -> Answer {
         let id = self.endings.len() as OperationId;
-        let address = header.address();
+        let next = self.places.len();
+        let place = Place::Of(*self.places.entry(header.address()).or_insert(next));
         self.endings.push(None);
         let answer = self.start_on(id, call, handle, header, block);
         self.quiet_calls = 0;
-        self.note(Note::Started { operation: id, call, handle, address, answer });
+        self.note(Note::Started { operation: id, call, handle, place, answer });
         answer
     }
 
@@ -991,6 +1054,7 @@ impl World {
             self.operations.remove(&id);
             return Some(Answer::Failed(status.to_win32()));
         }
+        self.fruitless_calls = 0;
         self.endings[id as usize] = Some(ending);
         let operation = self.operations.get_mut(&id).expect("a live operation");
         operation.ending = Some(ending);
@@ -1226,6 +1290,10 @@ impl World {
         let operation = self.operations.get_mut(&id).expect("a live operation");
         operation.ending = Some(ending);
         let object = operation.object;
+        if !status.is_cancelled() {
+            self.fruitless_calls = 0;
+        }
+        let operation = &self.operations[&id];
         let (planned, gap) = (operation.plan.word, operation.plan.gap);
         match self.packet_for(id, true) {
             None => {
@@ -1321,12 +1389,14 @@ impl World {
     }
 
     pub(super) fn feed(&mut self, handle: usize, data: Vec<u8>) {
+        self.intervene();
         if let Some(object) = self.object(handle) {
             self.come(object, data);
         }
     }
 
     pub(super) fn hang_up(&mut self, handle: usize, reset: bool) {
+        self.intervene();
         if let Some(object) = self.object(handle) {
             self.objects[object].hung_up = true;
             self.objects[object].reset |= reset;
