@@ -723,3 +723,33 @@ impl Registry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Q6: values too large for the array are found all the same, and each is one handle's.
+    #[test]
+    fn a_handle_is_found_by_its_value_however_large() {
+        let mut registry = Registry::default();
+        let values = [4, 8, 4 * (NEAR - 1), 4 * NEAR, 4 * NEAR + 4, usize::MAX >> 2 << 2];
+        let values = values.map(std::ptr::without_provenance_mut);
+        let ids = values.map(|raw| {
+            let id = registry.reserve();
+            registry.attach(id, Facts { raw, skips: false, mark: Ok(true), owned: false });
+            id
+        });
+        assert_eq!(values.map(|raw| registry.lookup(raw)), ids.map(Some));
+        let absent = [12, 4 * (NEAR - 2), 4 * NEAR + 8].map(std::ptr::without_provenance_mut);
+        assert_eq!(absent.map(|raw| registry.lookup(raw)), [None; 3]);
+        // The two low bits are the program's (`ntdef.h`, OBJ_HANDLE_TAGBITS).
+        let tagged = values[3].wrapping_byte_add(1);
+        assert_eq!(registry.lookup(tagged), Some(ids[3]));
+        for (raw, id) in values.into_iter().zip(ids) {
+            registry.detach(id);
+            assert_eq!(registry.lookup(raw), None);
+            assert!(!registry.is_attached(id));
+        }
+        assert_eq!(registry.len(), 0);
+    }
+}
