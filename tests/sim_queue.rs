@@ -451,6 +451,13 @@ fn an_overlapped_is_for_one_handle() {
     assert_eq!(operation.as_ptr(&one).unwrap(), address);
     let refused = operation.as_ptr(&other).unwrap_err();
     assert!(matches!(refused, Misuse::AlreadyWaiting { .. }), "{refused}");
+    // Nor where neither was known when the address was given out.
+    let (early, third) = (Overlapped::on(&queue, ()).unwrap(), sim.device());
+    early.as_ptr_unregistered(&third).unwrap();
+    let refused = early.as_ptr(&other).unwrap_err();
+    assert!(matches!(refused, Misuse::AlreadyWaiting { .. }), "{refused}");
+    // SAFETY: the address was given to no call.
+    unsafe { early.into_state() };
     let refused = wait(&other, operation).unwrap_err();
     let misuse = refused.misuse();
     assert!(matches!(misuse, Some(Misuse::NotStarted { .. })), "{misuse:?}");
@@ -538,6 +545,8 @@ fn an_operation_has_no_place_of_an_earlier_one() {
         started.unwrap();
         let (count, byte) = queue.block_on(wait(&file, operation).unwrap()).unwrap();
         assert_eq!(count.unwrap(), 1);
+        // Its packet, so that its memory is the next one's.
+        poll(&queue);
         byte[0]
     };
     for place in [5, 7, 9] {
@@ -582,6 +591,7 @@ fn states_of_any_size_stand_apart() {
     // With the vector, which is three words.
     keeps_states::<{ 64 - 24 }>();
     keeps_states::<{ 72 - 24 }>();
+    keeps_states::<{ 104 - 24 }>();
     keeps_states::<{ 128 - 24 }>();
     keeps_states::<{ 256 - 24 }>();
     keeps_states::<{ 264 - 24 }>();
