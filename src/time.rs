@@ -460,6 +460,21 @@ mod tests {
         assert_eq!(timers.first(), Deadline::Never);
     }
 
+    // Millions of timers, one after the other, take the room of one.
+    #[test]
+    fn a_removed_timers_place_is_used_again() {
+        let timers = Timers::default();
+        for step in 0..1_000 {
+            let id = timers.insert(Duration::from_secs(step));
+            if step % 2 == 0 {
+                timers.expire(Duration::from_secs(step)).unwrap();
+            }
+            timers.remove(id);
+        }
+        let heap = timers.0.borrow();
+        assert_eq!((heap.timers.len(), heap.free.len(), heap.heap.len()), (1, 1, 0));
+    }
+
     #[test]
     fn a_removed_timers_name_means_nothing_to_its_successor() {
         let timers = Timers::default();

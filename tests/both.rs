@@ -456,6 +456,8 @@ fn a_reset_is_an_error_and_an_end_is_not<S: System>(system: S) {
             drop(theirs);
             ends_with(&queue, receiving, win::STATUS_SUCCESS, b"");
             ends_with(&queue, read(&system, &queue, &ours, 8), win::STATUS_SUCCESS, b"");
+            // Nobody is there, which the other side has yet to say.
+            put(&system, &queue, &ours, b"hello?");
         }
         is_quiet(&system, &queue);
     }

@@ -5,8 +5,10 @@
 #[path = "sim/support.rs"]
 mod support;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,11 +17,11 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use ioqueue::error::{Closed, is_cancelled};
-use ioqueue::iocp::{Cancelled, Overlapped, Wait, wait, wait_with};
-use ioqueue::sim::{End, OnCancel, Plan, Sim};
-use ioqueue::{AsAnyHandle, Continuation, Misuse, PendingState, Queue};
+use ioqueue::iocp::{Cancelled, Outcome, Overlapped, Wait, wait, wait_with};
+use ioqueue::sim::{End, Faults, OnCancel, Plan, Sim};
+use ioqueue::{AsAnyHandle, Continuation, Elapsed, Misuse, PendingState, PersistFailure, Queue};
 use support::{MILLISECOND, SECOND, control, poll, quiet};
-use windows_sys::Win32::Foundation::{ERROR_DISK_FULL, STATUS_DISK_FULL};
+use windows_sys::Win32::Foundation::{ERROR_DISK_FULL, STATUS_DISK_FULL, STATUS_PIPE_BROKEN};
 
 /// Counts how often it is woken.
 #[derive(Default)]
@@ -139,6 +141,16 @@ fn an_interval_keeps_its_rate_however_late_it_is_noticed() {
     assert_eq!(tick(), 70 * MILLISECOND);
 }
 
+// Q12: a future that is done as the time is up has won.
+#[test]
+fn a_future_that_is_done_in_time_wins_the_tie() {
+    let (_sim, queue) = quiet();
+    let both = queue.timeout(SECOND, queue.sleep(SECOND));
+    assert_eq!(queue.block_on(both).unwrap().unwrap(), Ok(()));
+    let late = queue.timeout(SECOND, queue.sleep(SECOND + MILLISECOND));
+    assert!(Elapsed::is(&queue.block_on(late).unwrap().unwrap_err()));
+}
+
 // Q12, pitfall 10: the time is up, and the operation is the kernel's until it says so.
 #[test]
 fn a_time_limit_cancels_and_waits_for_how_that_ended() {
@@ -171,6 +183,21 @@ fn a_poll_with_a_task_in_hand_does_not_wait() {
     assert_eq!(sim.now(), start);
 }
 
+// Q3: with nothing to wait for, poll and run return at once.
+#[test]
+fn an_idle_queue_waits_for_nothing() {
+    let (sim, queue) = quiet();
+    let device = queue.register(sim.device()).unwrap();
+    let start = sim.now();
+    for timeout in [None, Some(3_600 * SECOND), Some(Duration::ZERO)] {
+        queue.poll(&mut Vec::new(), timeout).unwrap();
+    }
+    queue.run().unwrap();
+    assert_eq!(sim.now(), start);
+    drop((device, queue));
+    sim.check();
+}
+
 // W7: the hook is told when a packet comes, not when the wait is over.
 #[test]
 fn the_hook_is_told_of_a_foreign_packet_as_it_comes() {
@@ -183,6 +210,22 @@ fn the_hook_is_told_of_a_foreign_packet_as_it_comes() {
     sim.post(&queue, 4711, 0, 0);
     queue.poll(&mut Vec::new(), None).unwrap();
     assert_eq!((told.get(), sim.now()), (4711, start));
+}
+
+// W7: a hook may set another, which is told of the rest.
+#[test]
+fn a_hook_may_set_another() {
+    let (sim, queue) = quiet();
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let (first, weak) = (Rc::clone(&told), queue.clone());
+    queue.on_foreign_packet(move |packet| {
+        first.borrow_mut().push(("first", packet.key));
+        let second = Rc::clone(&first);
+        weak.on_foreign_packet(move |packet| second.borrow_mut().push(("second", packet.key)));
+    });
+    (1..=3).for_each(|key| sim.post(&queue, key, 0, 0));
+    poll(&queue);
+    assert_eq!(*told.borrow(), [("first", 1), ("second", 2), ("second", 3)]);
 }
 
 // Q13: what nobody wants is dropped as it ends, not when the wait is over.
@@ -238,6 +281,22 @@ fn a_task_that_is_always_ready_lets_operations_end() {
     assert!(is_over.get());
     drop((device, queue));
     sim.check();
+}
+
+// Q4, pitfall 40: what a panic left is resumed by whoever asks next.
+#[test]
+fn what_a_panic_left_is_resumed_by_the_next_poll() {
+    let (_sim, queue) = quiet();
+    let done = Rc::new(Cell::new(0));
+    queue.spawn(async { panic!("the first") }).detach();
+    for _ in 0..2 {
+        let done = Rc::clone(&done);
+        queue.spawn(async move { done.set(done.get() + 1) }).detach();
+    }
+    let panicked = catch_unwind(AssertUnwindSafe(|| queue.run()));
+    assert!(panicked.is_err() && queue.running());
+    resume_all(&queue);
+    assert_eq!((done.get(), queue.running()), (2, false));
 }
 
 // Q4: run would wait for the task that calls it, and for the continuation that does.
@@ -303,7 +362,8 @@ fn a_queue_is_closed_with_its_last_handle_and_not_before() {
     let Poll::Ready((result, _)) = poll_with(&mut waiting, Waker::noop()) else {
         panic!("the queue is not closed")
     };
-    assert!(Closed::is(&result.unwrap_err()));
+    let error = result.unwrap_err();
+    assert!(Closed::is(&error) && is_cancelled(&error));
     sim.check();
 }
 
@@ -340,6 +400,66 @@ fn pending_says_what_became_of_each_operation() {
     sim.advance(7 * MILLISECOND);
     assert!(queue.pending().iter().all(|pending| pending.age == 10 * MILLISECOND));
     drop((started, waiting, cancelling, device, queue));
+    sim.check();
+}
+
+// Pitfalls 3 and 8: calls whose answer is not what it seems.
+#[test]
+fn a_call_may_be_refused_with_a_warning_or_succeed_with_an_error() {
+    const CONNECTED: u32 = 535;
+    const MESSAGE_SIZE: u32 = 10_040;
+    let (sim, queue) = quiet();
+    let device = queue.register(sim.device()).unwrap();
+    // The simulation leaves the status word alone in some of these calls.
+    for _ in 0..10 {
+        sim.plan(&device, Plan::fails(CONNECTED));
+        let connected = sim.control(&queue, &device, vec![0; 8]);
+        assert!(queue.pending().is_empty() && !queue.running());
+        assert_eq!(queue.block_on(connected).unwrap().0.unwrap(), 0);
+        sim.plan(&device, Plan::fails(MESSAGE_SIZE));
+        let refused = sim.control(&queue, &device, vec![0; 8]);
+        let (result, buffer) = queue.block_on(refused).unwrap();
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(MESSAGE_SIZE as i32));
+        assert_eq!(buffer, [0; 8]);
+        assert!(queue.pending().is_empty() && !queue.running());
+    }
+    drop((device, queue));
+    sim.check();
+}
+
+// W3, pitfall 33: what had ended when it was parked is handed out by the next poll.
+#[test]
+fn what_had_ended_when_it_was_parked_is_handed_out() {
+    let (sim, queue) = quiet();
+    let device = queue.register(sim.device()).unwrap();
+    sim.plan(&device, Plan::at_once());
+    let mut operation = device.overlapped(vec![0; 8]).unwrap();
+    // SAFETY: one call, with what was given, and what it returned.
+    unsafe { operation.start(&device, control(&sim)) }.unwrap();
+    let parked = wait_with(4711_usize, &device, operation).unwrap();
+    assert!(parked.is_over() && queue.running());
+    let mut ready = Vec::new();
+    queue.poll(&mut ready, None).unwrap();
+    assert!(matches!(ready[..], [Continuation::Key(4711)]), "{ready:?}");
+    assert_eq!(parked.take().unwrap().0.unwrap(), 8);
+    assert!(!queue.running());
+    drop((device, queue));
+    sim.check();
+}
+
+// W8: a broken pipe is the end for a read, and an error for a write.
+#[test]
+fn a_pipe_that_breaks_under_a_write_is_no_end_of_file() {
+    let (sim, queue) = quiet();
+    let (ours, theirs) = sim.pipe();
+    let ours = queue.register(ours).unwrap();
+    drop(theirs);
+    let end = queue.block_on(sim.write(&queue, &ours, 0, vec![0; 8]).exact()).unwrap();
+    assert!(!end.status.is_end_of_file() && end.read_result().is_err(), "{end:?}");
+    let end = queue.block_on(sim.read(&queue, &ours, 0, vec![0; 8]).exact()).unwrap();
+    assert!(end.status.is_end_of_file(), "{end:?}");
+    assert_eq!(end.read_result().unwrap(), 0);
+    drop((ours, queue));
     sim.check();
 }
 
@@ -382,6 +502,45 @@ fn a_sleeper_is_woken_when_its_queue_is_closed() {
     assert_eq!(poll_with(&mut sleeping, &waker), Poll::Ready(Err(Closed)));
 }
 
+// Q1: what ended without a packet is found when the queue is closed, and given back then.
+#[test]
+fn closing_drops_the_state_of_what_had_ended_unheard() {
+    let (sim, queue) = quiet();
+    let device = sim.device();
+    let marker = support::Marker::new();
+    let operation = Overlapped::on(&queue, (vec![0_u8; 8], marker.clone())).unwrap();
+    let address = operation.as_ptr_unregistered(&device).unwrap();
+    sim.plan(&device, Plan::pends().on_cancel(OnCancel::AbortsAfter(MILLISECOND)));
+    // SAFETY: one call, with what was given.
+    let outcome = unsafe {
+        control(&sim)(device.as_any_handle().raw(), &raw mut (*operation.state_ptr()).0, address)
+    };
+    assert_eq!(outcome, Outcome::PENDING);
+    drop(operation);
+    assert_eq!((marker.copies(), sim.owned()), (1, 1));
+    queue.close(SECOND).unwrap();
+    assert_eq!((marker.copies(), sim.owned()), (0, 0));
+    drop((device, queue));
+    sim.check();
+}
+
+// Q6
+#[test]
+fn a_closed_queue_takes_nothing_new() {
+    let (sim, queue) = quiet();
+    let device = sim.device();
+    queue.close(SECOND).unwrap();
+    let refused = queue.persist(&device).unwrap_err();
+    assert_eq!(refused.reason(), PersistFailure::Closed);
+    assert!(Closed::is(&refused.into()));
+    let refused = Overlapped::on(&queue, 7).unwrap_err();
+    assert!(Closed::is(refused.error()) && refused.into_value() == 7);
+    let (result, buffer) =
+        sim.queue().unwrap().block_on(sim.control(&queue, &device, vec![0; 8])).unwrap();
+    assert!(result.is_err() && buffer == [0; 8] && sim.started() == 0);
+    assert!(!queue.running());
+}
+
 // Q1: how an operation ended by itself while its queue was being closed is told as it was.
 #[test]
 fn an_operation_that_fails_during_the_close_says_how() {
@@ -418,6 +577,73 @@ fn a_wait_that_was_being_cancelled_is_not_blamed_for_the_close() {
     assert_eq!(Misuse::of(&error), None);
     drop(queue);
     sim.check();
+}
+
+// Q9: a read whose pipe was closed under it is no end of file, whatever the kernel calls it.
+#[test]
+fn a_read_of_a_closed_handle_is_never_an_end_of_file() {
+    let (sim, queue) = quiet();
+    let mut statuses = BTreeSet::new();
+    for _ in 0..20 {
+        let (mut ours, _theirs) = sim.pipe();
+        queue.persist(&ours).unwrap();
+        let waiting = sim.read(&queue, &ours, 0, vec![0; 8]);
+        ours.close();
+        let end = queue.block_on(waiting.exact()).unwrap();
+        statuses.insert(end.status.0);
+        let error = end.read_result().unwrap_err();
+        assert!(matches!(Misuse::of(&error), Some(Misuse::PrematureClose { .. })), "{error}");
+    }
+    assert!(statuses.contains(&STATUS_PIPE_BROKEN), "{statuses:x?}");
+    drop(queue);
+    sim.check();
+}
+
+// Q9, pitfall 29: the value came back, and another queue of the thread has it now.
+#[test]
+fn a_wait_learns_of_the_close_though_another_queue_has_the_value() {
+    let (sim, queue) = quiet();
+    let other = sim.queue().unwrap();
+    let (mut ours, _theirs) = sim.pipe();
+    queue.persist(&ours).unwrap();
+    let waiting = sim.read(&queue, &ours, 0, vec![0; 8]);
+    ours.close();
+    let newer = sim.device();
+    assert_eq!(newer.id(), ours.id());
+    other.persist(&newer).unwrap();
+    let error = queue.block_on(waiting).unwrap().0.unwrap_err();
+    assert!(matches!(Misuse::of(&error), Some(Misuse::PrematureClose { .. })), "{error}");
+    other.unregister(&newer).unwrap();
+    drop((newer, queue, other));
+    sim.check();
+}
+
+// Q8, pitfall 23: whichever of a handle's operations is left, the handle stays bound for its packet.
+#[test]
+fn a_handle_stays_bound_whichever_operation_is_left() {
+    let mut faults = Faults::none();
+    faults.unbind_loses = 1.0;
+    for slow in [0, 1, 2] {
+        let sim = Sim::with_faults(1, faults.clone());
+        let queue = sim.queue().unwrap();
+        let device = sim.device();
+        queue.persist(&device).unwrap();
+        let waits: Vec<_> = (0..3)
+            .map(|index| {
+                let later = OnCancel::AbortsAfter(SECOND);
+                let cancel = if index == slow { later } else { OnCancel::Aborts };
+                sim.plan(&device, Plan::pends().on_cancel(cancel));
+                sim.control(&queue, &device, vec![0; 8])
+            })
+            .collect();
+        queue.unregister(&device).unwrap();
+        assert_eq!(sim.in_flight(&device), 1);
+        for wait in waits {
+            assert!(is_cancelled(&queue.block_on(wait).unwrap().0.unwrap_err()));
+        }
+        drop((device, queue));
+        sim.check();
+    }
 }
 
 // Q9: nor does the next operation that gets the memory of one that learned it.

@@ -888,7 +888,8 @@ impl World {
             None => self.draw_plan(object, call),
         };
         if let Start::Fails(code) = plan.start {
-            // An error at once leaves the status block as it was, or as the driver left it.
+            // An error at once leaves the status block as it was, or as the driver left it: nothing
+            // documented says which.
             if self.random.chance(0.5) {
                 header.finish(NtStatus::from_win32(code).0, 0, &mut self.random);
             }
@@ -993,7 +994,8 @@ impl World {
         !object.incoming.is_empty() || object.hung_up || object.reset
     }
 
-    /// The oldest read of a stream gets what is there: reads end in the order they were started.
+    /// The oldest read of a stream gets what is there: reads end in the order they were started
+    /// ("Overlapped I/O and Event Objects" for sockets; measured for both).
     fn wake_readers(&mut self, object: ObjectId) {
         if !self.has_news(object) {
             return;
@@ -1217,11 +1219,12 @@ impl World {
         if kind != Kind::File && !kind.is_stream() {
             return self.conclude_any(id);
         }
-        if kind.is_stream() && (object.hung_up || object.reset) {
-            let of_socket = kind.is_socket();
-            let status =
-                if of_socket { win::STATUS_CONNECTION_RESET } else { win::STATUS_PIPE_CLOSING };
-            return ended(status, 0);
+        if kind.is_socket() && object.reset {
+            return ended(win::STATUS_CONNECTION_RESET, 0);
+        }
+        if kind.is_stream() && !kind.is_socket() && (object.hung_up || object.reset) {
+            // `WriteFile`: ERROR_NO_DATA, the pipe is being closed.
+            return ended(win::STATUS_PIPE_CLOSING, 0);
         }
         let rate = if kind.may_write_less() { self.faults.short_writes } else { 0.0 };
         let bytes = self.draw_length(length, rate);
@@ -1249,7 +1252,11 @@ impl World {
 
     /// Hands what was written to the other side.
     fn deliver(&mut self, from: ObjectId, data: &[u8]) {
-        if let Some(peer) = self.objects[from].peer {
+        if self.objects[from].hung_up {
+            // A connection whose other side has closed takes what is sent, and resets (RFC 1122,
+            // 4.2.2.13).
+            self.objects[from].reset = true;
+        } else if let Some(peer) = self.objects[from].peer {
             self.come(peer, data.to_vec());
         } else {
             self.objects[from].outgoing.extend_from_slice(data);
@@ -1330,6 +1337,7 @@ impl World {
         }
     }
 
+    /// Packets are taken off a port in the order in which they were queued ("I/O Completion Ports").
     fn queue(&mut self, id: OperationId, port: PortId, key: usize) {
         let Some(operation) = self.operations.get(&id) else { return };
         let Some(Ending { status, bytes }) = operation.ending else { return };
