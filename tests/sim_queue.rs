@@ -228,6 +228,29 @@ fn a_hook_may_set_another() {
     assert_eq!(*told.borrow(), [("first", 1), ("second", 2), ("second", 3)]);
 }
 
+// W1: what has ended and is not taken is dropped with its Overlapped, once.
+#[test]
+fn the_state_of_what_ended_at_once_is_dropped_with_it() {
+    let (sim, queue) = quiet();
+    let device = queue.register(sim.device()).unwrap();
+    let marker = support::Marker::new();
+    sim.plan(&device, Plan::at_once());
+    let (call, beside) = (control(&sim), marker.clone());
+    let mut operation = device.overlapped((vec![0_u8; 8], beside)).unwrap();
+    // SAFETY: one call, with what was given, and what it returned.
+    let started = unsafe {
+        operation.start(&device, |handle, state, overlapped| {
+            call(handle, &raw mut (*state).0, overlapped)
+        })
+    };
+    started.unwrap();
+    assert_eq!(marker.copies(), 1);
+    drop(operation);
+    assert_eq!(marker.copies(), 0);
+    drop((device, queue));
+    sim.check();
+}
+
 // Q13: what nobody wants is dropped as it ends, not when the wait is over.
 #[test]
 fn the_state_of_a_dropped_wait_is_dropped_as_the_operation_ends() {
@@ -286,17 +309,31 @@ fn a_task_that_is_always_ready_lets_operations_end() {
 // Q4, pitfall 40: what a panic left is resumed by whoever asks next.
 #[test]
 fn what_a_panic_left_is_resumed_by_the_next_poll() {
-    let (_sim, queue) = quiet();
+    let (sim, queue) = quiet();
+    let device = queue.register(sim.device()).unwrap();
     let done = Rc::new(Cell::new(0));
-    queue.spawn(async { panic!("the first") }).detach();
-    for _ in 0..2 {
-        let done = Rc::clone(&done);
-        queue.spawn(async move { done.set(done.get() + 1) }).detach();
-    }
+    let parked: Vec<_> = (0..3)
+        .map(|number| {
+            sim.plan(&device, Plan::pends());
+            let mut operation = device.overlapped(vec![0; 8]).unwrap();
+            // SAFETY: one call, with what was given, and what it returned.
+            unsafe { operation.start(&device, control(&sim)) }.unwrap();
+            let done = Rc::clone(&done);
+            let call = Continuation::call(move || {
+                assert!(number != 1, "the second");
+                done.set(done.get() + 1);
+            });
+            wait_with(call, &device, operation).unwrap()
+        })
+        .collect();
+    while sim.complete(&device, End::success()) {}
     let panicked = catch_unwind(AssertUnwindSafe(|| queue.run()));
     assert!(panicked.is_err() && queue.running());
+    assert_eq!(done.get(), 1);
     resume_all(&queue);
     assert_eq!((done.get(), queue.running()), (2, false));
+    drop((parked, device, queue));
+    sim.check();
 }
 
 // Q4: run would wait for the task that calls it, and for the continuation that does.
@@ -478,7 +515,9 @@ fn keys_come_back_from_a_closed_queue() {
         unsafe { operation.start(&device, control(&sim)) }.unwrap();
         parked.push(wait_with(key, &device, operation).unwrap());
     }
+    let start = sim.now();
     assert_eq!(queue.close(SECOND).unwrap_err().operations, 1);
+    assert_eq!(sim.now() - start, SECOND);
     let mut ready = Vec::new();
     queue.poll(&mut ready, None).unwrap();
     let mut keys: Vec<_> = ready.into_iter().filter_map(Continuation::resume).collect();
@@ -644,6 +683,25 @@ fn a_handle_stays_bound_whichever_operation_is_left() {
         drop((device, queue));
         sim.check();
     }
+}
+
+// W2, Q8: what is older than its handle's registration ends with it all the same.
+#[test]
+fn an_operation_older_than_its_registration_is_cancelled_with_it() {
+    let (sim, queue) = quiet();
+    let device = sim.device();
+    let operation = Overlapped::on(&queue, vec![0_u8; 8]).unwrap();
+    let address = operation.as_ptr_unregistered(&device).unwrap();
+    sim.plan(&device, Plan::pends());
+    let outcome = control(&sim)(device.as_any_handle().raw(), operation.state_ptr(), address);
+    assert_eq!(outcome, Outcome::PENDING);
+    queue.persist(&device).unwrap();
+    let waiting = wait(&device, operation).unwrap();
+    queue.unregister(&device).unwrap();
+    assert_eq!(sim.in_flight(&device), 0);
+    assert!(is_cancelled(&queue.block_on(waiting).unwrap().0.unwrap_err()));
+    drop((device, queue));
+    sim.check();
 }
 
 // Q9: nor does the next operation that gets the memory of one that learned it.
