@@ -96,6 +96,8 @@ mod queue;
 #[forbid(unsafe_code)]
 pub mod sim;
 #[forbid(unsafe_code)]
+mod sync;
+#[forbid(unsafe_code)]
 mod task;
 #[forbid(unsafe_code)]
 mod time;

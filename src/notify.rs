@@ -4,16 +4,15 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, PoisonError, TryLockError};
 use std::task::Wake;
-use std::thread;
 use std::time::Duration;
 
 use async_task::Runnable;
 
 use crate::kernel::Alarm;
 use crate::kernel::owner::{OwnedBy, Owner};
+use crate::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, sleep};
 
 /// The part of a queue that other threads reach.
 pub(crate) struct Shared {
@@ -73,7 +72,7 @@ impl Shared {
     /// asked again (pitfall 15). Blocks this thread meanwhile, never the queue's.
     fn ring_until_heard(&self) {
         while !self.is_closed() && self.ring().is_err() {
-            thread::sleep(Duration::from_millis(1));
+            sleep(Duration::from_millis(1));
         }
     }
 

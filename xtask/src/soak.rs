@@ -1,4 +1,5 @@
-//! `cargo xtask soak`: random orders for as long as one likes, plainly or under sanitizers.
+//! `cargo xtask soak`: every order of threads, and random orders of events for as long as one likes, plainly or
+//! under sanitizers.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -51,6 +52,7 @@ pub fn soak(arguments: &[String]) -> Result<ExitCode> {
         report.part("ThreadSanitizer", || under_thread_sanitizer(&options, 0.2));
         report.part("fuzzing", || fuzz(&options, 0.3));
     } else {
+        report.part("every order of threads", every_order_of_threads);
         report.part("random orders", || plainly(&options));
     }
     println!();
@@ -102,6 +104,25 @@ fn plainly(options: &Options) -> Result<Verdict> {
         programs.run_those("threads_", &[])?;
     }
     Ok(Verdict::Good(soak.summary()))
+}
+
+/// How to build the model of threads in the tree at `root`.
+pub fn model(root: &Path) -> Result<Command> {
+    let mut cargo = shell::native_cargo();
+    cargo.current_dir(root.join("model")).env("CARGO_TARGET_DIR", folder("model")?);
+    cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics", "--locked"]);
+    Ok(cargo)
+}
+
+fn every_order_of_threads() -> Result<Verdict> {
+    let mut cargo = shell::native_cargo();
+    cargo.current_dir(shell::root().join("model")).args(["fetch", "--locked"]);
+    if let Err(error) = shell::run(&mut cargo) {
+        return Ok(Verdict::Skipped(format!("loom is not to be had: {error}")));
+    }
+    let programs = Programs::built_by(model(&shell::root())?)?;
+    programs.run_all_but(&[], &[])?;
+    Ok(Verdict::Good("as many as loom finds".into()))
 }
 
 fn under_address_sanitizer(options: &Options, share: f64) -> Result<Verdict> {
@@ -312,6 +333,11 @@ impl Programs {
         for name in on_the_simulation()?.iter().filter(|name| wanted(name)) {
             cargo.args(["--test", name]);
         }
+        Programs::built_by(cargo)
+    }
+
+    /// What `cargo test --no-run`, with messages as JSON, builds.
+    fn built_by(mut cargo: Command) -> Result<Programs> {
         cargo.stdin(Stdio::null()).stderr(Stdio::inherit());
         let out = cargo.output()?;
         if !out.status.success() {
