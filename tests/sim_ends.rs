@@ -5,6 +5,8 @@
 #[path = "sim/support.rs"]
 mod support;
 
+use std::cell::Cell;
+
 use ioqueue::error::NtStatus;
 use ioqueue::iocp::{Completion, Wait};
 use ioqueue::sim::{End, Faults, Kind, Plan, Sim, StatusWord};
@@ -92,20 +94,34 @@ fn a_layered_provider_that_ignores_skip_harms_nothing() {
     }
 }
 
-// Pitfall 1: a datagram socket's skip mode is left alone.
+// Pitfall 1: a datagram socket's skip mode is left alone, a stream's is not: what ends at once leaves a
+// packet, or none.
 #[test]
 fn a_datagram_socket_is_not_told_to_skip() {
-    let (sim, queue) = quiet();
-    let socket = queue.register(open(&sim, Kind::Datagram, |_| ())).unwrap();
-    sim.feed(&socket, "hello");
-    sim.plan(&socket, Plan::at_once());
-    let (read, _) = queue.block_on(sim.read(&queue, &socket, 0, vec![0; 8])).unwrap();
-    assert_eq!(read.unwrap(), 5);
-    let mut ready = Vec::new();
-    queue.poll(&mut ready, Some(MILLISECOND)).unwrap();
-    assert_eq!(queue.foreign_packets(), 0);
-    drop((socket, queue));
-    sim.check();
+    for kind in [Kind::Datagram, Kind::Socket] {
+        let (sim, queue) = quiet();
+        let socket = queue.register(open(&sim, kind, |_| ())).unwrap();
+        sim.feed(&socket, "hello");
+        sim.plan(&socket, Plan::at_once());
+        let (of_call, is_queued) = (sim.clone(), Cell::new(false));
+        // SAFETY: one call, with what was given, and what it returned.
+        let asked = unsafe {
+            socket.submit(vec![0; 8], |handle, buffer: *mut Vec<u8>, overlapped| {
+                let buffer = &mut *buffer;
+                let start = buffer.as_mut_ptr();
+                let outcome = of_call.read_file(handle, start, buffer.len(), overlapped);
+                is_queued.set(of_call.owes_packet(handle, overlapped));
+                outcome
+            })
+        };
+        assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 5);
+        assert_eq!(is_queued.get(), kind == Kind::Datagram);
+        let mut ready = Vec::new();
+        queue.poll(&mut ready, Some(MILLISECOND)).unwrap();
+        assert_eq!(queue.foreign_packets(), 0);
+        drop((socket, queue));
+        sim.check();
+    }
 }
 
 // Pitfalls 1, 3 and 55, W8, scenario 27: a datagram longer than the buffer, at once and later, with

@@ -9,11 +9,18 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::shell::{self, Result, output};
-use crate::soak::{Ended, executable, on_the_simulation, run_into};
+use crate::soak::{self, Ended, executable, on_the_simulation, run_into};
 use crate::wine;
 
-/// Test programs that play for long; the others come first.
-const LONG: [&str; 3] = ["sim_random", "sim_quarantine", "sim_exhaustive"];
+/// Test programs that play for long, or whatever is there; the others come first, which say what is wrong.
+const LONG: [&str; 4] = ["sim_corpus", "sim_random", "sim_quarantine", "sim_exhaustive"];
+
+/// What the model of threads has in it: a mutant of these is tried in every order of threads, too.
+const MODELLED: [&str; 2] = ["src/notify.rs", "src/kernel/owner.rs"];
+
+/// Where the table goes, below this line.
+const DOCUMENT: &str = "docs/TESTED.md";
+const SECTION: &str = "## Mutants\n";
 
 /// Where cargo-mutants looks.
 const GENERATED: [&str; 5] = [
@@ -28,13 +35,18 @@ const GENERATED: [&str; 5] = [
 /// what it took there.
 const LIMIT: Duration = Duration::from_secs(600);
 
+/// How much longer than such a multiple it may take. The tests of threads give up on a wake-up after a
+/// minute, and say so.
+const PATIENCE: Duration = Duration::from_secs(75);
+
 pub fn mutants(arguments: &[String]) -> Result<ExitCode> {
     match arguments.split_first() {
         Some((first, rest)) if first == "--generated" => generated(rest),
+        Some((first, [])) if first == "--write" => written(&[], true),
         Some((first, _)) if first.starts_with('-') => {
             Err(format!("{first} is not known here").into())
         }
-        _ => written(arguments),
+        _ => written(arguments, false),
     }
 }
 
@@ -55,6 +67,10 @@ impl Mutant {
         let files = text.lines().filter_map(|line| line.strip_prefix("+++ b/"));
         let what = text.lines().next().unwrap_or_default().trim_end_matches('.').to_string();
         Ok(Mutant { name, files: files.map(str::to_string).collect(), what, patch })
+    }
+
+    fn is_modelled(&self) -> bool {
+        self.files.iter().any(|file| MODELLED.contains(&file.as_str()))
     }
 
     /// Those in `mutants/` whose name contains one of `names`, or all.
@@ -84,7 +100,9 @@ enum Fate {
     Broken(String),
 }
 
-fn written(names: &[String]) -> Result<ExitCode> {
+/// Breaks the queue in the ways whose names contain one of `names`, or in all; `write` puts what came of it
+/// into the document.
+fn written(names: &[String], write: bool) -> Result<ExitCode> {
     let mutants = Mutant::all(names)?;
     if mutants.is_empty() {
         return Err("there is no such mutant".into());
@@ -92,7 +110,7 @@ fn written(names: &[String]) -> Result<ExitCode> {
     let tree = Tree::copy()?;
     println!("mutants: the queue as it is ...");
     let start = Instant::now();
-    match tree.test()? {
+    match tree.test(true)? {
         Fate::Survived => {
             println!("mutants: it passes, in {} s", start.elapsed().as_secs());
         }
@@ -103,7 +121,7 @@ fn written(names: &[String]) -> Result<ExitCode> {
     for mutant in &mutants {
         let start = Instant::now();
         let fate = match tree.apply(mutant) {
-            Ok(()) => tree.test()?,
+            Ok(()) => tree.test(mutant.is_modelled())?,
             Err(why) => Fate::Broken(why.to_string()),
         };
         tree.restore(mutant)?;
@@ -127,13 +145,30 @@ fn written(names: &[String]) -> Result<ExitCode> {
         }
         rows.push(format!("| {name} | {} | {by} |", mutant.what));
     }
-    println!("\n| mutant | what it does | killed by |\n|---|---|---|\n{}\n", rows.join("\n"));
+    let table =
+        format!("| mutant | what it does | killed by |\n|---|---|---|\n{}\n", rows.join("\n"));
+    println!("\n{table}");
+    if write {
+        let path = shell::root().join(DOCUMENT);
+        let text = with_table(&fs::read_to_string(&path)?, &table)?;
+        fs::write(path, text)?;
+    }
     println!("mutants: {} of {} killed", mutants.len() - left.len(), mutants.len());
     if left.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
     println!("mutants: not killed: {}", left.join(", "));
     Ok(ExitCode::FAILURE)
+}
+
+/// The document with another table in its section: the first there, which ends with an empty line or the
+/// document.
+fn with_table(document: &str, table: &str) -> Result<String> {
+    let missing = || format!("there is no table below {SECTION:?} in {DOCUMENT}");
+    let section = document.find(SECTION).ok_or_else(missing)?;
+    let start = section + document[section..].find("\n| ").ok_or_else(missing)? + 1;
+    let end = document[start..].find("\n\n").map_or(document.len(), |end| start + end + 1);
+    Ok(format!("{}{table}{}", &document[..start], &document[end..]))
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -184,35 +219,60 @@ impl Tree {
     }
 
     /// Runs the tests, the quick ones first, until one fails.
-    fn test(&self) -> Result<Fate> {
-        let is_long = |test: &&String| LONG.contains(&test.as_str());
-        let (long, quick): (Vec<_>, Vec<_>) = self.tests.iter().partition(is_long);
-        let mut quick: Vec<&str> = quick.into_iter().map(String::as_str).collect();
-        // The library's own unit tests.
-        quick.push("ioqueue");
-        for (tests, runs) in
-            [(quick, None), (long.iter().map(|it| it.as_str()).collect(), Some(500))]
-        {
-            let programs = match self.build(&tests)? {
-                Ok(programs) => programs,
-                Err(why) => return Ok(Fate::Broken(why)),
-            };
-            // A few random orders find most of what random orders find.
-            for runs in if runs.is_some() { vec![runs, None] } else { vec![None] } {
-                for name in &tests {
-                    let program = programs.iter().find(|(built, _)| built == name);
-                    let (_, program) = program.ok_or(format!("{name} was not built"))?;
-                    if let Some(test) = self.run(name, program, runs)? {
-                        return Ok(Fate::Killed(test));
-                    }
+    fn test(&self, with_model: bool) -> Result<Fate> {
+        let is_long = |test: &&str| LONG.contains(test);
+        let tests = self.tests.iter().map(String::as_str);
+        // The library's own unit tests are quick.
+        let (long, quick): (Vec<_>, Vec<_>) = tests.chain(["ioqueue"]).partition(is_long);
+        let fate = self.test_these(&quick, &[None])?;
+        if !matches!(fate, Fate::Survived) {
+            return Ok(fate);
+        }
+        if with_model {
+            let fate = self.test_model()?;
+            if !matches!(fate, Fate::Survived) {
+                return Ok(fate);
+            }
+        }
+        // A few random orders find most of what random orders find.
+        self.test_these(&long, &[Some(500), None])
+    }
+
+    /// Runs these tests, with so many sequences of those that play some.
+    fn test_these(&self, tests: &[&str], runs: &[Option<u64>]) -> Result<Fate> {
+        let programs = match self.build(tests)? {
+            Ok(programs) => programs,
+            Err(why) => return Ok(Fate::Broken(why)),
+        };
+        for runs in runs {
+            for name in tests {
+                let program = programs.iter().find(|(built, _)| built == name);
+                let (_, program) = program.ok_or(format!("{name} was not built"))?;
+                if let Some(test) = self.run(name, program, *runs)? {
+                    return Ok(Fate::Killed(test));
                 }
             }
         }
         Ok(Fate::Survived)
     }
 
+    /// Tries every order of threads.
+    fn test_model(&self) -> Result<Fate> {
+        let mut cargo = soak::model(&self.root)?;
+        let programs = match compiled(&mut cargo)? {
+            Ok(programs) => programs,
+            Err(why) => return Ok(Fate::Broken(why)),
+        };
+        for (name, program) in programs {
+            if let Some(test) = self.run(&format!("model/{name}"), &program, None)? {
+                return Ok(Fate::Killed(test));
+            }
+        }
+        Ok(Fate::Survived)
+    }
+
     /// Builds test programs; `Err` where the code does not compile.
-    fn build(&self, tests: &[&str]) -> Result<std::result::Result<Vec<(String, PathBuf)>, String>> {
+    fn build(&self, tests: &[&str]) -> Result<Compiled> {
         let mut cargo = shell::native_cargo();
         cargo.current_dir(&self.root).env("CARGO_TARGET_DIR", &self.target);
         // Nobody looks at these with a debugger, and linking is most of the time.
@@ -226,14 +286,16 @@ impl Tree {
                 cargo.args(["--test", test]);
             }
         }
-        let out = cargo.stdin(Stdio::null()).stderr(Stdio::piped()).output()?;
-        if out.status.success() {
-            let messages = String::from_utf8_lossy(&out.stdout);
-            return Ok(Ok(messages.lines().filter_map(executable).collect()));
-        }
-        let errors = String::from_utf8_lossy(&out.stderr);
-        let first = errors.lines().find(|line| line.starts_with("error")).unwrap_or("no error");
-        Ok(Err(format!("it does not compile: {first}")))
+        compiled(&mut cargo)
+    }
+
+    /// What a program prints when it runs one test at a time.
+    fn alone(&self, program: &Path, log: &Path) -> Result<String> {
+        let mut command = Command::new(program);
+        shell::forget_own_package(&mut command);
+        command.current_dir(&self.root).env("RUST_BACKTRACE", "0").arg("--test-threads=1");
+        run_into(&mut command, log, LIMIT)?;
+        Ok(String::from_utf8_lossy(&fs::read(log)?).into_owned())
     }
 
     /// The test of a program that fails, if one does.
@@ -249,7 +311,7 @@ impl Tree {
         }
         let log = self.target.join("test.log");
         let key = (name.to_string(), runs);
-        let limit = self.took.borrow().get(&key).map(|took| Duration::from_secs(75) + *took * 5);
+        let limit = self.took.borrow().get(&key).map(|took| PATIENCE + *took * 5);
         let start = Instant::now();
         let ended = run_into(&mut command, &log, limit.unwrap_or(LIMIT))?;
         self.took.borrow_mut().entry(key).or_insert(start.elapsed());
@@ -262,6 +324,8 @@ impl Tree {
             },
             Ended::Never(_) => "hangs",
         };
+        // Of several tests at once it is not known which it was that ended them all.
+        let text = if what == "crashes" { self.alone(program, &log)? } else { text };
         let mut list = Command::new(program);
         let list = output(list.arg("--list"))?;
         Ok(Some(match unfinished(&list, &text) {
@@ -269,6 +333,21 @@ impl Tree {
             None => format!("`{name}`, which {what}"),
         }))
     }
+}
+
+/// Test programs by name; `Err` where the code does not compile.
+type Compiled = std::result::Result<Vec<(String, PathBuf)>, String>;
+
+/// What `cargo test --no-run` with messages as JSON built.
+fn compiled(cargo: &mut Command) -> Result<Compiled> {
+    let out = cargo.stdin(Stdio::null()).stderr(Stdio::piped()).output()?;
+    if out.status.success() {
+        let messages = String::from_utf8_lossy(&out.stdout);
+        return Ok(Ok(messages.lines().filter_map(executable).collect()));
+    }
+    let errors = String::from_utf8_lossy(&out.stderr);
+    let first = errors.lines().find(|line| line.starts_with("error")).unwrap_or("no error");
+    Ok(Err(format!("it does not compile: {first}")))
 }
 
 /// The first test that failed, by what its program printed.
@@ -279,7 +358,8 @@ fn failed(text: &str) -> Option<&str> {
 /// The first test that did not come to its end, by a program's list of tests and what it printed.
 fn unfinished<'a>(list: &'a str, text: &str) -> Option<&'a str> {
     let mut tests = list.lines().filter_map(|line| line.strip_suffix(": test"));
-    tests.find(|test| !text.contains(&format!("test {test} ... ")))
+    let has = |test: &str, end| text.contains(&format!("test {test} ... {end}"));
+    tests.find(|test| !["ok", "FAILED", "ignored"].iter().any(|end| has(test, end)))
 }
 
 /// Copies what a build needs.
@@ -351,6 +431,15 @@ mod tests {
         assert_eq!(failed("test a ... ok\n"), None);
         let list = "a: test\nb: test\nc: test\n\n3 tests, 0 benchmarks\n";
         assert_eq!(unfinished(list, text), Some("c"));
+        assert_eq!(unfinished(list, "test a ... ok\ntest b ... "), Some("b"));
+    }
+
+    #[test]
+    fn the_table_is_put_where_the_last_one_was() {
+        let document = "| a |\n\n## Mutants\n\nSome.\n\n| old |\n| 1 |\n\nMore.\n\n| b |\n";
+        let other = with_table(document, "| new |\n").unwrap();
+        assert_eq!(other, "| a |\n\n## Mutants\n\nSome.\n\n| new |\n\nMore.\n\n| b |\n");
+        assert!(with_table("| a |\n", "| new |\n").is_err());
     }
 
     #[test]
