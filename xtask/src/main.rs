@@ -26,7 +26,8 @@ test [--native|--wine] [FILTER]   run the tests here, then for Windows under Win
 lint [--all]                      formatting, clippy, docs, licences, types of other systems; --all builds cargo-deny
 demo                              send a file through two relays for Windows and compare what comes out
 bench [--json FILE] [--runs N] [BENCH...]   measure the queue beside raw completion-port loops, under Wine
-soak [--minutes N] [--sanitize] [--seed S]  try every order of threads, then random orders on the simulated Windows; or those under sanitizers
+soak [--minutes N] [--seed S] [--sanitize | --threads]   try every order of threads, then random orders on the simulated
+                                  Windows; the same under sanitizers; or threads alone, in every order and under one
 mutants [--write | NAME...]       break the queue in the ways of mutants/, and show which test notices each
 mutants --generated [ARGUMENTS]   the same with what cargo-mutants makes up, in the queue's core
 cross CARGO ARGUMENTS             run cargo for Windows, and what it builds under Wine: cross test --test pipes

@@ -21,12 +21,14 @@ const ROUND: Duration = Duration::from_secs(10);
 struct Options {
     time: Duration,
     sanitize: bool,
+    /// Nothing but what is about threads.
+    threads: bool,
     seed: u64,
 }
 
 impl Options {
     fn parse(arguments: &[String]) -> Result<Options> {
-        let (mut minutes, mut sanitize, mut seed) = (1.0, false, None);
+        let (mut minutes, mut sanitize, mut threads, mut seed) = (1.0, false, false, None);
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} what?"));
@@ -34,20 +36,24 @@ impl Options {
                 "--minutes" => minutes = value()?.parse::<f64>()?,
                 "--seed" => seed = Some(value()?.parse()?),
                 "--sanitize" => sanitize = true,
+                "--threads" => threads = true,
                 other => return Err(format!("{other} is not known here").into()),
             }
         }
         let time = Duration::try_from_secs_f64(minutes * 60.0)?;
         // Another place to start at each time, far from where the tests start.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
-        Ok(Options { time, sanitize, seed: seed.unwrap_or(now * 1_000_000) })
+        Ok(Options { time, sanitize, threads, seed: seed.unwrap_or(now * 1_000_000) })
     }
 }
 
 pub fn soak(arguments: &[String]) -> Result<ExitCode> {
     let options = Options::parse(arguments)?;
     let mut report = Report::default();
-    if options.sanitize {
+    if options.threads {
+        report.part("every order of threads", every_order_of_threads);
+        report.part("ThreadSanitizer", || under_thread_sanitizer(&options, 1.0));
+    } else if options.sanitize {
         report.part("AddressSanitizer", || under_address_sanitizer(&options, 0.5));
         report.part("ThreadSanitizer", || under_thread_sanitizer(&options, 0.2));
         report.part("fuzzing", || fuzz(&options, 0.3));
@@ -121,8 +127,9 @@ fn every_order_of_threads() -> Result<Verdict> {
         return Ok(Verdict::Skipped(format!("loom is not to be had: {error}")));
     }
     let programs = Programs::built_by(model(&shell::root())?)?;
+    let start = Instant::now();
     programs.run_all_but(&[], &[])?;
-    Ok(Verdict::Good("as many as loom finds".into()))
+    Ok(Verdict::Good(format!("each that loom can tell apart, in {} s", start.elapsed().as_secs())))
 }
 
 fn under_address_sanitizer(options: &Options, share: f64) -> Result<Verdict> {
@@ -378,7 +385,8 @@ impl Programs {
             return Ok(());
         }
         println!("{}", fs::read_to_string(&log)?);
-        let repeat = format!("cargo test --features sim --test {name}");
+        let variables = environment.iter().map(|(name, value)| format!("{name}={value} "));
+        let repeat = variables.collect::<String>() + &self.get(name)?.display().to_string();
         Err(format!("{name} failed ({ended}); to repeat: {repeat}").into())
     }
 }
