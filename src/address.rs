@@ -83,12 +83,14 @@ impl SocketAddress {
     /// The Internet address it is, if it is one.
     pub fn ip(&self) -> Option<SocketAddr> {
         use std::mem::offset_of;
+        #[allow(clippy::unnecessary_cast)] // An i32 on Unix, a u16 on Windows.
+        let (inet, inet6) = (AF_INET as i32, AF_INET6 as i32);
         let family = self.family();
-        if family == AF_INET as i32 && self.length as usize >= size_of::<sockaddr_in>() {
+        if family == inet && self.length as usize >= size_of::<sockaddr_in>() {
             let port = u16::from_be_bytes(self.part(offset_of!(sockaddr_in, sin_port)));
             let ip = Ipv4Addr::from(self.part::<4>(offset_of!(sockaddr_in, sin_addr)));
             Some(SocketAddrV4::new(ip, port).into())
-        } else if family == AF_INET6 as i32 && self.length as usize >= size_of::<sockaddr_in6>() {
+        } else if family == inet6 && self.length as usize >= size_of::<sockaddr_in6>() {
             let port = u16::from_be_bytes(self.part(offset_of!(sockaddr_in6, sin6_port)));
             let flow = u32::from_ne_bytes(self.part(offset_of!(sockaddr_in6, sin6_flowinfo)));
             let ip = Ipv6Addr::from(self.part::<16>(offset_of!(sockaddr_in6, sin6_addr)));

@@ -736,7 +736,8 @@ mod tests {
         let values = values.map(std::ptr::without_provenance_mut);
         let ids = values.map(|raw| {
             let id = registry.reserve();
-            registry.attach(id, Facts { raw, skips: false, mark: Mark::Mode(Ok(true)), owned: false });
+            registry
+                .attach(id, Facts { raw, skips: false, mark: Mark::Mode(Ok(true)), owned: false });
             id
         });
         assert_eq!(values.map(|raw| registry.lookup(raw)), ids.map(Some));

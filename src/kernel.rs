@@ -36,6 +36,8 @@ use crate::nt::{NtStatusCode, Win32Error};
 use crate::operation::{Ending, SlotRef};
 
 /// The kernel a queue works on.
+// A ring is large, and one a queue.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Kernel {
     /// A completion port of the Windows this program runs on.
     #[cfg(windows)]
@@ -150,9 +152,8 @@ impl KernelKind {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidInput,
                     format!(
-                        "IOQUEUE_KERNEL is {}: it names a kernel, one of iocp, uring, readiness, \
-                         sim, or is not set",
-                        word.display()
+                        "IOQUEUE_KERNEL is {word:?}: it names a kernel, one of iocp, uring, readiness, \
+                         sim, or is not set"
                     ),
                 ));
             }

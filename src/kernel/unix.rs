@@ -2,7 +2,9 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+#[cfg(target_os = "linux")]
+use std::os::fd::FromRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use std::time::Duration;
 
@@ -131,7 +133,7 @@ pub(crate) unsafe fn try_call(
     call: Call,
 ) -> Result<u32, Errno> {
     const FLAGS: i32 = libc::MSG_DONTWAIT | NO_SIGNAL;
-    // SAFETY (of each call below): the pointers and lengths are the call's, which are valid (see
+    // SAFETY: of each call: the pointers and lengths are the call's, which are valid (see
     // above); descriptors that are closed or of the wrong kind are answered with an error.
     unsafe {
         match call {

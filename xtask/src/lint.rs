@@ -10,7 +10,7 @@ use crate::shell::{self, Result, output, run};
 use crate::{setup, wine};
 
 /// Where under `src` unsafe code may stand: files and folders of these names.
-const MAY_BE_UNSAFE: [&str; 4] = ["operation", "kernel", "iocp", "nt"];
+const MAY_BE_UNSAFE: [&str; 6] = ["operation", "kernel", "iocp", "nt", "buffer", "op"];
 
 /// How many crates a default build may consist of, and which ones no Windows build may contain.
 const WINDOWS_CRATES: usize = 10;

@@ -169,7 +169,7 @@ unsafe fn make(fd: RawFd, call: Call) -> Result<u32, Errno> {
     // SAFETY: the file is not closed here; that its descriptor was closed meanwhile is answered with an
     // error, or, if its number came back, is the misuse PrematureClose.
     let mut file = ManuallyDrop::new(unsafe { fs::File::from_raw_fd(fd) });
-    // SAFETY (of each slice): the call's bytes, which are this thread's for now. Reads write them only.
+    // SAFETY: of each slice: the call's bytes, which are this thread's for now. Reads write them only.
     let result = unsafe {
         match call {
             Call::Read { at, length } => {
