@@ -91,6 +91,8 @@ pub mod op;
 mod operation;
 #[forbid(unsafe_code)]
 mod queue;
+#[forbid(unsafe_code)]
+mod remote;
 #[cfg(feature = "sim")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sim")))]
 #[forbid(unsafe_code)]
@@ -119,6 +121,7 @@ pub use queue::{
     Builder, ForeignPacket, Pending, PendingState, Queue, block_on, notifier, persist, poll, run,
     running, spawn, unregister,
 };
+pub use remote::{Answer, Remote};
 pub use task::Task;
 pub use time::{Elapsed, Interval, Sleep, interval, sleep, timeout};
 
