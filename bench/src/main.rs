@@ -1,74 +1,26 @@
-//! What `raw/iocp.c` does by hand, done through the queue: the same calls on the same data, so that
-//! the two can be compared. `cargo xtask bench` runs both, in turns.
+//! What the programs in `raw` do by hand, done through the queue: the same work on the same data, so that
+//! they can be compared. `cargo xtask bench` runs them, in turns.
 //!
 //! ```text
 //! ioqueue-bench BENCH COUNT
 //! ```
 //!
 //! Set-up, a warm-up of COUNT/10 and the checks at the end are not measured. Prints one line of JSON.
+//! `IOQUEUE_KERNEL` names the kernel, where a system has several.
 
-#[cfg(windows)]
 mod allocations;
+#[cfg(unix)]
+mod unix;
 #[cfg(windows)]
-mod file;
-#[cfg(windows)]
-mod nothing;
-#[cfg(windows)]
-mod pingpong;
-#[cfg(windows)]
-mod post;
+mod windows;
 
-#[cfg(not(windows))]
-fn main() {
-    eprintln!("ioqueue-bench measures completion ports: `cargo xtask bench` builds it for Windows");
-}
-
+#[cfg(unix)]
+use unix::run;
 #[cfg(windows)]
+use windows::run;
+
 fn main() -> std::io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [name, count] = &arguments[..] else { panic!("usage: ioqueue-bench BENCH COUNT") };
-    let count: u32 = count.parse().expect("COUNT is a number");
-    let queue = ioqueue::Queue::new()?;
-    let (unit, measured) = match name.as_str() {
-        "tcp-pingpong-1" => ("round trips/s", pingpong::tcp(&queue, 1, false, count)?),
-        "tcp-pingpong-64" => ("round trips/s", pingpong::tcp(&queue, 64, false, count)?),
-        "pipe-pingpong-64" => ("round trips/s", pingpong::pipe(&queue, 64, false, count)?),
-        "tcp-pingpong-1-posted" => ("round trips/s", pingpong::tcp(&queue, 1, true, count)?),
-        "tcp-pingpong-64-posted" => ("round trips/s", pingpong::tcp(&queue, 64, true, count)?),
-        "pipe-pingpong-64-posted" => ("round trips/s", pingpong::pipe(&queue, 64, true, count)?),
-        // Only by hand: no raw loop does the same.
-        "submit-nothing" => ("operations/s", nothing::nothing(&queue, count)?),
-        "post-dequeue" => ("packets/s", post::post(&queue, count)?),
-        "file-read-4k-1" => ("reads/s", file::reads(&queue, 1, count)?),
-        "file-read-4k-32" => ("reads/s", file::reads(&queue, 32, count)?),
-        other => panic!("there is no bench {other}"),
-    };
-    let Measured { seconds, allocations } = measured;
-    let rate = f64::from(count) / seconds;
-    println!(
-        "{{\"bench\":\"{name}\",\"impl\":\"ioqueue\",\"count\":{count},\"seconds\":{seconds:.6},\
-         \"rate\":{rate:.0},\"unit\":\"{unit}\",\"allocations\":{allocations}}}"
-    );
-    Ok(())
-}
-
-/// What one run took.
-#[cfg(windows)]
-struct Measured {
-    seconds: f64,
-    allocations: u64,
-}
-
-/// Runs a tenth of `count` to warm up, then measures `count`.
-#[cfg(windows)]
-fn measure(
-    count: u32,
-    mut run: impl FnMut(u32) -> std::io::Result<()>,
-) -> std::io::Result<Measured> {
-    run(count / 10)?;
-    let before = allocations::count();
-    let start = std::time::Instant::now();
-    run(count)?;
-    let seconds = start.elapsed().as_secs_f64();
-    Ok(Measured { seconds, allocations: allocations::count() - before })
+    let [bench, count] = &arguments[..] else { panic!("usage: ioqueue-bench BENCH COUNT") };
+    run(bench, count.parse().expect("COUNT is a number"))
 }

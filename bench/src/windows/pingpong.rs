@@ -18,7 +18,7 @@ use windows_sys::Win32::System::Pipes::{
     CreateNamedPipeW, PIPE_REJECT_REMOTE_CLIENTS, PIPE_TYPE_BYTE,
 };
 
-use crate::{Measured, measure};
+use super::{Measured, measure};
 
 /// What an operation owns: it is moved into the queue's memory and comes back with the result.
 struct Message {

@@ -6,8 +6,8 @@ use ioqueue::Queue;
 use ioqueue::iocp::Outcome;
 use windows_sys::Win32::Foundation::ERROR_PIPE_CONNECTED;
 
-use crate::pingpong::pipe_pair;
-use crate::{Measured, measure};
+use super::pingpong::pipe_pair;
+use super::{Measured, measure};
 
 pub(crate) fn nothing(queue: &Queue, count: u32) -> io::Result<Measured> {
     let (client, _server) = pipe_pair()?;

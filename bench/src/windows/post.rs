@@ -7,8 +7,8 @@ use ioqueue::Queue;
 use ioqueue::iocp::Outcome;
 use windows_sys::Win32::Storage::FileSystem::ReadFile;
 
-use crate::pingpong::pipe_pair;
-use crate::{Measured, measure};
+use super::pingpong::pipe_pair;
+use super::{Measured, measure};
 
 pub(crate) fn post(queue: &Queue, count: u32) -> io::Result<Measured> {
     // A read that never ends: with nothing to wait for, `poll` would not ask the port.

@@ -13,7 +13,7 @@ use windows_sys::Win32::Storage::FileSystem::{
     FILE_ATTRIBUTE_TEMPORARY, FILE_FLAG_DELETE_ON_CLOSE, FILE_FLAG_OVERLAPPED, ReadFile, WriteFile,
 };
 
-use crate::{Measured, measure};
+use super::{Measured, measure};
 
 const BLOCK: usize = 4096;
 const FILE_SIZE: u64 = 64 << 20;
