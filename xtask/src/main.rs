@@ -25,7 +25,9 @@ setup                             install what building for Windows and running 
 test [--native|--wine] [FILTER]   run the tests here, then for Windows under Wine
 lint [--all]                      formatting, clippy, docs, licences, types of other systems; --all builds cargo-deny
 demo                              send a file through two relays for Windows and compare what comes out
-bench [--json FILE] [--runs N] [BENCH...]   measure the queue beside raw completion-port loops, under Wine
+bench [linux|windows] [--runs N] [--json FILE] [--no-peers] [BENCH...]
+                                  measure the queue beside the same work done by hand: on Linux, where other runtimes
+                                  do it too, and under Wine; without a system, on all that can be measured here
 soak [--minutes N] [--seed S] [--sanitize | --threads]   try every order of threads, then random orders on the simulated
                                   Windows; the same under sanitizers; or threads alone, in every order and under one
 mutants [--write | NAME...]       break the queue in the ways of mutants/, and show which test notices each
