@@ -523,11 +523,10 @@ impl World {
     pub(super) fn close_port(&mut self, port: PortId) {
         self.ports[port].open = false;
         self.ports[port].packets.clear();
-        self.keep_leaks();
     }
 
-    /// What is still the kernel's when its queue has gone was leaked on purpose.
-    fn keep_leaks(&self) {
+    /// What is still the kernel's when its queue goes is leaked on purpose.
+    pub(super) fn keep_leaks(&self) {
         for operation in self.operations.values().filter(|operation| !operation.released) {
             operation.header.keep();
         }
