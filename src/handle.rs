@@ -732,7 +732,7 @@ mod tests {
     #[test]
     fn a_handle_is_found_by_its_value_however_large() {
         let mut registry = Registry::default();
-        let values = [4, 8, 4 * (NEAR - 1), 4 * NEAR, 4 * NEAR + 4, usize::MAX >> 2 << 2];
+        let values = [4, 8, NEAR - 4, 4 * (NEAR - 1), 4 * NEAR, usize::MAX >> 2 << 2];
         let values = values.map(std::ptr::without_provenance_mut);
         let ids = values.map(|raw| {
             let id = registry.reserve();
@@ -741,11 +741,12 @@ mod tests {
             id
         });
         assert_eq!(values.map(|raw| registry.lookup(raw)), ids.map(Some));
-        let absent = [12, 4 * (NEAR - 2), 4 * NEAR + 8].map(std::ptr::without_provenance_mut);
-        assert_eq!(absent.map(|raw| registry.lookup(raw)), [None; 3]);
-        // The two low bits are the program's (`ntdef.h`, OBJ_HANDLE_TAGBITS).
+        let absent = [12, NEAR - 8, NEAR, 4 * (NEAR - 2), 4 * NEAR + 8]
+            .map(std::ptr::without_provenance_mut);
+        assert_eq!(absent.map(|raw| registry.lookup(raw)), [None; 5]);
+        // The two low bits are the program's (`ntdef.h`, OBJ_HANDLE_TAGBITS); every descriptor counts.
         let tagged = values[3].wrapping_byte_add(1);
-        assert_eq!(registry.lookup(tagged), if cfg!(windows) { Some(ids[3]) } else { None });
+        assert_eq!(registry.lookup(tagged), cfg!(windows).then_some(ids[3]));
         for (raw, id) in values.into_iter().zip(ids) {
             registry.detach(id);
             assert_eq!(registry.lookup(raw), None);
