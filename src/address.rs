@@ -59,6 +59,26 @@ impl SocketAddress {
         Ok(address)
     }
 
+    /// As a call has left it somewhere. What is too long is cut.
+    #[cfg(windows)]
+    pub(crate) fn copied_from(bytes: &[u8]) -> Self {
+        let mut address = Self::NONE;
+        let length = bytes.len().min(ROOM);
+        address.put(0, &bytes[..length]);
+        address.length = length as u32;
+        address
+    }
+
+    /// The address of the same family that stands for any, to bind a socket to before it is connected.
+    #[cfg(windows)]
+    pub(crate) fn any_of_its_family(&self) -> Self {
+        let mut any = Self::NONE;
+        any.set_family(self.family() as Family);
+        // A path that is empty has its final zero.
+        any.length = if self.family() == i32::from(AF_UNIX) { 3 } else { self.length };
+        any
+    }
+
     fn set_family(&mut self, family: Family) {
         let bytes = family.to_ne_bytes();
         self.bytes[FAMILY_AT..FAMILY_AT + bytes.len()].copy_from_slice(&bytes);

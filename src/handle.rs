@@ -70,6 +70,7 @@ impl<'a> AnyHandle<'a> {
     }
 
     /// Lent by the one that owns it: as long as that is there, the handle is open.
+    #[cfg(unix)]
     pub(crate) fn by_owner(self) -> Self {
         Self { by_owner: true, ..self }
     }
@@ -523,7 +524,6 @@ const GENERATION_MASK: usize = usize::MAX >> INDEX_BITS;
 impl EntryId {
     /// The registration's place in the registry. No other has it while this one, or an operation
     /// that was started under it, is there.
-    #[cfg(unix)]
     pub(crate) fn index(self) -> usize {
         self.index as usize
     }

@@ -21,15 +21,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use windows_sys::Win32::Foundation as win;
-use windows_sys::Win32::Networking::WinSock::WSAEMSGSIZE;
+use windows_sys::Win32::Networking::WinSock::{WSAEMSGSIZE, WSAESHUTDOWN};
 pub use windows_sys::Win32::System::IO::OVERLAPPED;
 
 use crate::Queue;
 use crate::continuation::Continuation;
 use crate::error::{Closed, NtStatus, Refused};
 use crate::handle::{
-    AnyHandle, AsAnyHandle, HandleId, Persist, PersistError, RawHandle, Registered, Registration,
+    AnyHandle, AsAnyHandle, HandleId, Persist, PersistError, RawHandle, Registered,
 };
+use crate::kernel::call::Refusal;
 use crate::misuse::Misuse;
 use crate::op::Request;
 use crate::operation::{ENDED_AT_ONCE, Ending, OutOfMemory, SlotRef, State, Ticket};
@@ -67,6 +68,8 @@ enum Told {
     Warned(NtStatus),
     /// Nothing was started.
     Failed(u32),
+    /// Nothing was even tried.
+    Refused(Refusal),
 }
 
 impl Outcome {
@@ -133,8 +136,19 @@ impl Outcome {
     pub fn failure(self) -> Option<io::Error> {
         match self.0 {
             Told::Failed(code) => status_of(code).to_error(),
+            Told::Refused(refusal) => Some(refusal.into()),
             Told::Pending | Told::Finished | Told::FinishedForGood | Told::Warned(_) => None,
         }
+    }
+
+    /// Whether nothing was started for this reason.
+    pub(crate) fn is_error(self, code: u32) -> bool {
+        self.0 == Told::Failed(code)
+    }
+
+    /// Nothing was even tried.
+    pub(crate) const fn refused(refusal: Refusal) -> Self {
+        Self(Told::Refused(refusal))
     }
 
     /// From an error number of Unix: nothing was started.
@@ -180,8 +194,7 @@ enum Verdict {
     Misuse(Misuse),
     /// The handle could not be registered.
     Persist(PersistError),
-    /// The queue's kernel has no overlapped calls.
-    NoOverlapped,
+    Refused(Refusal),
 }
 
 impl<T> Completion<T> {
@@ -197,7 +210,7 @@ impl<T> Completion<T> {
             (Some(_), Verdict::Misuse(misuse)) => Err(misuse.into()),
             (Some(_), Verdict::Closed) => Err(Closed.into()),
             (Some(_), Verdict::Persist(error)) => Err(error.into()),
-            (Some(_), Verdict::NoOverlapped) => Err(no_overlapped()),
+            (Some(_), Verdict::Refused(refusal)) => Err(refusal.into()),
             (Some(error), Verdict::Kernel) => Err(error),
         }
     }
@@ -212,6 +225,25 @@ impl<T> Completion<T> {
             Ok(0)
         } else {
             self.result()
+        }
+    }
+
+    /// As `read_result` for a read whose caller wants what came: what is in the buffer counts, also
+    /// where the message was longer (pitfall 47). After a shutdown of its own there is nothing more.
+    pub(crate) fn received(&self) -> io::Result<u32> {
+        const SHUT_DOWN: NtStatus = NtStatus::from_win32(WSAESHUTDOWN as u32);
+        match self.verdict {
+            Verdict::Kernel if self.has_more_data() => Ok(self.bytes),
+            Verdict::Kernel if self.status == SHUT_DOWN => Ok(0),
+            _ => self.read_result(),
+        }
+    }
+
+    /// As `result` for a write: what went out before it was cancelled counts (pitfall 10).
+    pub(crate) fn sent(&self) -> io::Result<u32> {
+        match self.verdict {
+            Verdict::Kernel if self.status.is_cancelled() && self.bytes > 0 => Ok(self.bytes),
+            _ => self.result(),
         }
     }
 
@@ -280,7 +312,7 @@ impl<T: 'static> Overlapped<T> {
             return Err(Refused::new(Closed, state));
         }
         if !queue.kernel.has_overlapped() {
-            return Err(Refused::new(no_overlapped(), state));
+            return Err(Refused::new(Refusal::NoOverlapped, state));
         }
         Ticket::new(queue, state, caller).map(Self).map_err(|(OutOfMemory, state)| {
             Refused::new(io::Error::from(io::ErrorKind::OutOfMemory), state)
@@ -492,6 +524,10 @@ impl<T: 'static> Overlapped<T> {
                 self.unexpose();
                 return Err(NotStarted::Call(status_of(code)));
             }
+            Told::Refused(refusal) => {
+                self.unexpose();
+                return Err(NotStarted::Refused(refusal));
+            }
         }
         Ok(())
     }
@@ -511,19 +547,12 @@ impl<T: 'static> fmt::Debug for Overlapped<T> {
     }
 }
 
-/// What a queue says that has no completion port.
-fn no_overlapped() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::Unsupported,
-        "this queue's kernel knows no OVERLAPPED: use the operations of Registered",
-    )
-}
-
 /// Why an operation was not started.
 enum NotStarted {
     Misuse(Misuse),
     Closed,
     Call(NtStatus),
+    Refused(Refusal),
 }
 
 impl NotStarted {
@@ -533,6 +562,7 @@ impl NotStarted {
             Self::Misuse(misuse) => (refused, Verdict::Misuse(misuse)),
             Self::Closed => (refused, Verdict::Closed),
             Self::Call(status) => (status, Verdict::Kernel),
+            Self::Refused(refusal) => (refused, Verdict::Refused(refusal)),
         }
     }
 }
@@ -1122,7 +1152,8 @@ where
 {
     if !queue.kernel.has_overlapped() {
         let status = NtStatus::from_win32(win::ERROR_NOT_SUPPORTED);
-        return Wait::failed(queue, status, Verdict::NoOverlapped, state);
+        let verdict = Verdict::Refused(Refusal::NoOverlapped);
+        return Wait::failed(queue, status, verdict, state);
     }
     begin_on(queue, handle, offset, state, overlapped_call(call), caller)
 }
@@ -1199,10 +1230,22 @@ fn launch_call<H, R: Request>(
     request: R,
     caller: &'static Location<'static>,
 ) -> Begun<R> {
-    let Registration { queue, entry, raw, .. } = registered.registration();
-    if queue.kernel.has_overlapped() {
-        return submit_call(queue, registered.as_any_handle(), request, caller);
+    let queue = &registered.registration().queue;
+    #[cfg(unix)]
+    if !queue.kernel.has_overlapped() {
+        return launch(registered, request, caller);
     }
+    submit_call(queue, registered.as_any_handle(), request, caller)
+}
+
+/// Starts it on a kernel of Unix.
+#[cfg(unix)]
+fn launch<H, R: Request>(
+    registered: &Registered<H>,
+    request: R,
+    caller: &'static Location<'static>,
+) -> Begun<R> {
+    let crate::handle::Registration { queue, entry, raw, .. } = registered.registration();
     let ticket = match Ticket::new(queue, request, caller) {
         Ok(ticket) => ticket,
         Err((OutOfMemory, request)) => {
@@ -1246,8 +1289,15 @@ pub(crate) fn conclude_call<R: Request>(ticket: Ticket<R>) -> Result<R::Output, 
 }
 
 /// What a completion is to whoever asked for a portable operation.
-pub(crate) fn finish<R: Request>(completion: Completion<R>) -> R::Output {
-    let result = if R::READS { completion.read_result() } else { completion.result() };
+pub(crate) fn finish<R: Request>(mut completion: Completion<R>) -> R::Output {
+    let result = match (R::READS, R::WRITES) {
+        (true, _) => completion.received(),
+        (_, true) => completion.sent(),
+        _ => completion.result(),
+    };
+    if completion.has_more_data() {
+        completion.state.was_cut();
+    }
     completion.state.finish(result)
 }
 

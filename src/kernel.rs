@@ -238,6 +238,7 @@ impl Kernel {
         }
     }
 
+    #[cfg_attr(windows, allow(unused_variables, reason = "a port asks nobody who owns a handle"))]
     pub(crate) fn bind(
         &self,
         handle: RawHandle,
@@ -277,6 +278,7 @@ impl Kernel {
     ///
     /// # Safety
     /// What `call` points to is valid while this runs.
+    #[cfg_attr(windows, allow(unused_variables, reason = "a port finishes nothing by itself"))]
     #[inline(always)]
     pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
         match *self {

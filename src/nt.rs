@@ -60,18 +60,31 @@ pub(crate) trait Nt {
     /// The mode the file was opened in (`FileModeInformation`): says whether it is synchronous.
     fn file_mode(&self, handle: RawHandle) -> Result<u32, NtStatusCode>;
 
+    /// What kind of file the handle leads to (`GetFileType`).
+    fn file_type(&self, handle: RawHandle) -> u32;
+
     /// The provider behind a socket, `None` where Winsock does not say.
     fn socket_protocol(&self, socket: RawHandle) -> Option<SocketProtocol>;
 
     /// Asks for one operation to be cancelled (`CancelIoEx`). The address is only compared.
     fn cancel(&self, handle: RawHandle, overlapped: *mut OVERLAPPED) -> Result<(), Win32Error>;
 
-    /// Makes the call that `call` describes, with this OVERLAPPED, and says what it returned.
+    /// Makes the call that `call` describes, with this OVERLAPPED, and says what it returned. `call`
+    /// is as its handle takes it ([`Medium::fit`]), and where in a file it takes place stands in the
+    /// OVERLAPPED. `flags` is for the flags that Winsock takes and gives.
     ///
     /// # Safety
-    /// What `call` points to, and the OVERLAPPED, stay valid, and nobody else's, until the
-    /// operation's end.
-    unsafe fn start(&self, handle: RawHandle, call: Call, overlapped: *mut OVERLAPPED) -> Outcome;
+    /// What `call` points to, the OVERLAPPED and, on Windows, the flags stay valid, and nobody else's,
+    /// until the operation's end.
+    ///
+    /// [`Medium::fit`]: crate::kernel::iocp::medium::Medium::fit
+    unsafe fn start(
+        &self,
+        handle: RawHandle,
+        call: Call,
+        overlapped: *mut OVERLAPPED,
+        flags: *mut u32,
+    ) -> Outcome;
 
     /// Takes packets off the port (`GetQueuedCompletionStatusEx`): how many of `entries` were
     /// filled. `Err(WAIT_TIMEOUT)` when the time is up; may come early (pitfall 4).

@@ -49,14 +49,22 @@ use std::os::windows::io::OwnedSocket as Socket;
 use std::panic::Location;
 use std::pin::Pin;
 use std::rc::Rc;
+#[cfg(windows)]
+use std::rc::Weak;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::address::SocketAddress;
 use crate::buffer::{IoBuf, IoBufMut};
-use crate::handle::{AsAnyHandle, Registered};
+use crate::handle::{AsAnyHandle, Registered, Registration};
+#[cfg(windows)]
+use crate::handle::{EntryId, RawHandle};
 use crate::iocp::{self, Begun, Cancelled, Wait};
 use crate::kernel::call::Call;
+#[cfg(windows)]
+use crate::nt::windows::readiness::Poll as ReadinessPoll;
+#[cfg(windows)]
+use crate::nt::windows::sockets::{self, AcceptRoom};
 use crate::operation::Ticket;
 use crate::queue::{Inner, Queue};
 use crate::time::Elapsed;
@@ -105,7 +113,7 @@ impl Events {
         Self(bits)
     }
 
-    #[cfg(all(unix, not(target_os = "linux")))]
+    #[cfg(any(windows, all(unix, not(target_os = "linux"))))]
     pub(crate) fn insert(&mut self, event: Event) {
         self.0 |= event.bit();
     }
@@ -152,6 +160,10 @@ pub unsafe trait Request: Sized + 'static {
     #[doc(hidden)]
     const READS: bool = false;
 
+    /// What was moved before a cancel is a count, and no error.
+    #[doc(hidden)]
+    const WRITES: bool = false;
+
     /// The call, which points into the request.
     #[doc(hidden)]
     #[allow(private_interfaces)]
@@ -162,6 +174,10 @@ pub unsafe trait Request: Sized + 'static {
     fn offset(&self) -> u64 {
         0
     }
+
+    /// The message was longer than the buffer. On Unix a message says so itself.
+    #[doc(hidden)]
+    fn was_cut(&mut self) {}
 
     /// What the operation gives: `result` is the number its call answered with.
     #[doc(hidden)]
@@ -181,13 +197,109 @@ fn part(at: *mut u8, length: usize) -> IoPart {
 
 #[cfg(not(unix))]
 fn part(at: *mut u8, length: usize) -> IoPart {
-    IoPart { len: u32::try_from(length).unwrap_or(u32::MAX), buf: at }
+    IoPart { len: cut(length), buf: at }
+}
+
+/// What one call moves at most, as on Linux (read(2), "NOTES").
+pub(crate) fn cut(length: usize) -> u32 {
+    length.min(0x7fff_f000) as u32
+}
+
+/// Where a part is, and how long.
+pub(crate) fn part_of(part: &IoPart) -> (*mut u8, usize) {
+    #[cfg(unix)]
+    return (part.iov_base.cast(), part.iov_len);
+    #[cfg(not(unix))]
+    (part.buf, part.len as usize)
+}
+
+/// Fills in the parts of a vectored call, which together are no longer than one call moves.
+fn fill_parts(parts: &mut [IoPart], buffers: impl Iterator<Item = (*mut u8, usize)>) {
+    let mut room = cut(usize::MAX) as usize;
+    for (into, (at, length)) in parts.iter_mut().zip(buffers) {
+        *into = part(at, length.min(room));
+        room -= length.min(room);
+    }
+}
+
+/// The handle of a registration, for as long as that lasts.
+#[cfg(windows)]
+struct Later {
+    queue: Weak<Inner>,
+    entry: EntryId,
+    handle: RawHandle,
+}
+
+#[cfg(windows)]
+impl Later {
+    fn of(registration: &Registration) -> Self {
+        let Registration { ref queue, entry, raw: handle, .. } = *registration;
+        Self { queue: Rc::downgrade(queue), entry, handle }
+    }
+
+    /// None once it is unregistered: then it may be closed, and its value somebody else's.
+    fn handle(&self) -> Option<RawHandle> {
+        let queue = self.queue.upgrade()?;
+        let is_attached = queue.registry.borrow().is_attached(self.entry);
+        is_attached.then_some(self.handle)
+    }
 }
 
 /// What an accept fills in.
 pub(crate) struct Accepted {
+    #[cfg(unix)]
     peer: SocketAddress,
     socket: Option<Socket>,
+    #[cfg(windows)]
+    listener: Later,
+    #[cfg(windows)]
+    room: AcceptRoom,
+}
+
+impl Accepted {
+    fn new(_listener: &Registration) -> Self {
+        Self {
+            #[cfg(unix)]
+            peer: SocketAddress::ANY,
+            socket: None,
+            #[cfg(windows)]
+            listener: Later::of(_listener),
+            #[cfg(windows)]
+            room: AcceptRoom::new(),
+        }
+    }
+
+    #[cfg(unix)]
+    fn finish(self) -> io::Result<(Socket, SocketAddress)> {
+        Ok((self.socket.expect("an accept that succeeded has a socket"), self.peer))
+    }
+
+    /// Makes of the socket what an accept gives elsewhere (pitfall 26). What goes wrong is this
+    /// connection's trouble, and not the listener's (pitfall 14).
+    #[cfg(windows)]
+    fn finish(self) -> io::Result<(Socket, SocketAddress)> {
+        let socket = self.socket.expect("an accept that succeeded has a socket");
+        // A listener that is closed takes the connections along that nobody has fetched.
+        let listener = self.listener.handle().ok_or(io::ErrorKind::ConnectionAborted)?;
+        let peer = sockets::accepted(listener, &socket, &self.room)?;
+        Ok((socket, peer))
+    }
+}
+
+#[cfg(windows)]
+impl Accepted {
+    /// Owns the socket that the connection will be from now on, and says where the call may write the
+    /// addresses. The socket is closed before that memory is freed (pitfall 7).
+    ///
+    /// # Safety
+    /// `this` is valid and nobody else's.
+    pub(crate) unsafe fn prepare(this: *mut Self, socket: Socket) -> *mut AcceptRoom {
+        // SAFETY: passed on.
+        unsafe {
+            (*this).socket = Some(socket);
+            &raw mut (*this).room
+        }
+    }
 }
 
 #[cfg(unix)]
@@ -218,6 +330,8 @@ pub(crate) struct Datagram {
     part: IoPart,
     #[cfg(unix)]
     message: libc::msghdr,
+    #[cfg(not(unix))]
+    truncated: bool,
 }
 
 #[cfg(unix)]
@@ -261,15 +375,28 @@ impl Datagram {
 #[cfg(not(unix))]
 impl Datagram {
     fn new(peer: SocketAddress) -> Self {
-        Self { peer, part: part(std::ptr::null_mut(), 0) }
+        Self { peer, part: part(std::ptr::null_mut(), 0), truncated: false }
     }
 
     fn prepare(&mut self, at: *mut u8, length: usize) {
         self.part = part(at, length);
     }
 
+    /// The buffer, the other side's address, and how long that is.
+    ///
+    /// # Safety
+    /// `this` is valid.
+    #[cfg(windows)]
+    pub(crate) unsafe fn message(this: *mut Self) -> (*const IoPart, *mut u8, *mut u32) {
+        // SAFETY: passed on; no reference is formed.
+        unsafe {
+            let peer = &raw mut (*this).peer;
+            (&raw const (*this).part, (&raw mut (*peer).bytes).cast(), &raw mut (*peer).length)
+        }
+    }
+
     fn was_truncated(&self) -> bool {
-        false
+        self.truncated
     }
 }
 
@@ -338,6 +465,7 @@ unsafe impl<B: IoBufMut> Request for Read<B> {
 // SAFETY: as for Read.
 unsafe impl<B: IoBuf> Request for Write<B> {
     type Output = (io::Result<usize>, B);
+    const WRITES: bool = true;
 
     #[allow(private_interfaces)]
     #[inline]
@@ -379,9 +507,8 @@ unsafe impl<B: IoBufMut, const N: usize> Request for ReadVectored<B, N> {
 
     #[allow(private_interfaces)]
     fn call(&mut self) -> Call {
-        for (into, buffer) in self.parts.iter_mut().zip(&mut self.buffers) {
-            *into = part(buffer.io_mut_ptr(), buffer.io_capacity());
-        }
+        let buffers = self.buffers.iter_mut();
+        fill_parts(&mut self.parts, buffers.map(|it| (it.io_mut_ptr(), it.io_capacity())));
         Call::ReadVectored { parts: self.parts.as_ptr(), count: N }
     }
 
@@ -402,12 +529,12 @@ unsafe impl<B: IoBufMut, const N: usize> Request for ReadVectored<B, N> {
 // SAFETY: as for ReadVectored.
 unsafe impl<B: IoBuf, const N: usize> Request for WriteVectored<B, N> {
     type Output = (io::Result<usize>, [B; N]);
+    const WRITES: bool = true;
 
     #[allow(private_interfaces)]
     fn call(&mut self) -> Call {
-        for (into, buffer) in self.parts.iter_mut().zip(&self.buffers) {
-            *into = part(buffer.io_ptr().cast_mut(), buffer.io_len());
-        }
+        let buffers = self.buffers.iter();
+        fill_parts(&mut self.parts, buffers.map(|it| (it.io_ptr().cast_mut(), it.io_len())));
         Call::WriteVectored { parts: self.parts.as_ptr(), count: N }
     }
 
@@ -443,12 +570,18 @@ pub struct Received {
 // SAFETY: all that the message points to is the request's.
 unsafe impl<B: IoBufMut> Request for ReceiveFrom<B> {
     type Output = (io::Result<Received>, B);
+    const READS: bool = true;
 
     #[allow(private_interfaces)]
     fn call(&mut self) -> Call {
         self.datagram.peer.length = SocketAddress::ANY.length;
         self.datagram.prepare(self.buffer.io_mut_ptr(), self.buffer.io_capacity());
         Call::ReceiveFrom { datagram: &raw mut self.datagram }
+    }
+
+    #[cfg(not(unix))]
+    fn was_cut(&mut self) {
+        self.datagram.truncated = true;
     }
 
     fn finish(mut self, result: io::Result<u32>) -> Self::Output {
@@ -493,12 +626,16 @@ unsafe impl Request for Accept {
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {
-        result.map(|_| (self.0.socket.expect("an accept that succeeded has a socket"), self.0.peer))
+        result.and_then(|_| self.0.finish())
     }
 }
 
 /// What [`Registered::connect`] does.
-pub struct Connect(SocketAddress);
+pub struct Connect {
+    peer: SocketAddress,
+    #[cfg(windows)]
+    socket: Later,
+}
 
 // SAFETY: the address is the request's.
 unsafe impl Request for Connect {
@@ -506,11 +643,17 @@ unsafe impl Request for Connect {
 
     #[allow(private_interfaces)]
     fn call(&mut self) -> Call {
-        Call::Connect { peer: &raw const self.0 }
+        Call::Connect { peer: &raw const self.peer }
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {
-        result.map(|_| ())
+        result?;
+        // Makes of the socket what a connect makes of it elsewhere (pitfall 26).
+        #[cfg(windows)]
+        if let Some(socket) = self.socket.handle() {
+            sockets::connected(socket)?;
+        }
+        Ok(())
     }
 }
 
@@ -551,19 +694,57 @@ unsafe impl Request for Sync {
 }
 
 /// What [`Queue::ready`] does.
-pub struct Ready(Event);
+pub struct Ready {
+    event: Event,
+    #[cfg(windows)]
+    poll: Option<ReadinessPoll>,
+}
 
-// SAFETY: it points to nothing.
+impl Ready {
+    fn new(event: Event) -> Self {
+        Self {
+            event,
+            #[cfg(windows)]
+            poll: None,
+        }
+    }
+
+    /// What the handle has come to, by the number that the call answered with.
+    fn events(&self, number: u32) -> Events {
+        #[cfg(windows)]
+        if let Some(poll) = &self.poll {
+            return poll.events();
+        }
+        // A receive of nothing, which stands in for a wait where there is none, answers with 0.
+        let bits = number as u8;
+        Events::from_bits(if bits == 0 { self.event.bit() } else { bits })
+    }
+}
+
+// SAFETY: what is filled in is the request's.
 unsafe impl Request for Ready {
     type Output = io::Result<Events>;
 
     #[allow(private_interfaces)]
     fn call(&mut self) -> Call {
-        Call::Ready { event: self.0 }
+        Call::Ready {
+            event: self.event,
+            #[cfg(windows)]
+            poll: &raw mut self.poll,
+        }
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {
-        result.map(|bits| Events::from_bits(bits as u8))
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset};
+        match result {
+            Ok(number) => Ok(self.events(number)),
+            // A receive finds what a wait would have told of.
+            Err(error) if matches!(error.kind(), ConnectionReset | ConnectionAborted) => {
+                let all = [self.event, Event::Error, Event::Hangup];
+                Ok(Events(all.into_iter().fold(0, |bits, event| bits | event.bit())))
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -717,7 +898,9 @@ impl<R: Request> Future for Timeout<R> {
             Late::Wait(timeout) => {
                 let ended = std::task::ready!(Pin::new(&mut *timeout).poll(context));
                 Poll::Ready(match ended {
-                    Cancelled::Cancelled(completion) if timeout.is_up() => {
+                    Cancelled::Cancelled(completion)
+                        if timeout.is_up() && !(R::WRITES && completion.sent().is_ok()) =>
+                    {
                         completion.state.finish(Err(Elapsed.into()))
                     }
                     ended => iocp::finish(ended.into_completion()),
@@ -833,13 +1016,18 @@ impl<H> Registered<H> {
     /// The socket converts into the standard library's types (`TcpStream::from`).
     #[track_caller]
     pub fn accept(&self) -> Operation<Accept> {
-        self.begin(Accept(Accepted { peer: SocketAddress::ANY, socket: None }), Location::caller())
+        self.begin(Accept(Accepted::new(self.registration())), Location::caller())
     }
 
     /// Connects a socket.
     #[track_caller]
     pub fn connect(&self, peer: impl Into<SocketAddress>) -> Operation<Connect> {
-        self.begin(Connect(peer.into()), Location::caller())
+        let connect = Connect {
+            peer: peer.into(),
+            #[cfg(windows)]
+            socket: Later::of(self.registration()),
+        };
+        self.begin(connect, Location::caller())
     }
 
     /// Ends one or both directions of a connection, after what was written before.
@@ -864,7 +1052,7 @@ impl<H> Registered<H> {
     /// time. See [`Queue::ready`].
     #[track_caller]
     pub fn ready(&self, event: Event) -> Operation<Ready> {
-        self.begin(Ready(event), Location::caller())
+        self.begin(Ready::new(event), Location::caller())
     }
 }
 
@@ -879,7 +1067,8 @@ impl Queue {
     #[track_caller]
     pub fn ready(&self, handle: &(impl AsAnyHandle + ?Sized), event: Event) -> Operation<Ready> {
         let caller = Location::caller();
-        let begun = iocp::begin_ready(self.inner(), handle.as_any_handle(), Ready(event), caller);
+        let request = Ready::new(event);
+        let begun = iocp::begin_ready(self.inner(), handle.as_any_handle(), request, caller);
         Operation::new(begun, self.inner())
     }
 }

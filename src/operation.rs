@@ -108,6 +108,9 @@ pub(crate) struct Slot {
     kind: Cell<&'static str>,
     caller: Cell<&'static Location<'static>>,
     since: Cell<Duration>,
+    /// Where Winsock writes a receive's flags.
+    #[cfg(windows)]
+    flags: UnsafeCell<u32>,
     /// On Unix: what the operation is, for the kernel's room, and the next that waits for its turn.
     #[cfg(unix)]
     call: Cell<Call>,
@@ -137,7 +140,7 @@ impl Deref for SlotRef {
     fn deref(&self) -> &Slot {
         // SAFETY: the slot's header was initialised when its chunk was made, and the chunk lives as
         // long as the slab (see the type). Everything in the header that changes is in a cell, and
-        // the one part that the kernel writes to is an UnsafeCell nobody forms a reference into.
+        // what the kernel writes to is in UnsafeCells nobody forms a reference into.
         unsafe { self.0.as_ref() }
     }
 }
@@ -202,6 +205,19 @@ impl Slot {
     /// The address the kernel is given.
     pub(crate) fn overlapped(&self) -> *mut OVERLAPPED {
         self.overlapped.get()
+    }
+
+    /// Which use of the slot this is.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.get()
+    }
+
+    /// Where Winsock reads and writes a call's flags. Null on other systems.
+    pub(crate) fn flags(&self) -> *mut u32 {
+        #[cfg(windows)]
+        return self.flags.get();
+        #[cfg(not(windows))]
+        std::ptr::null_mut()
     }
 
     /// The status word, which the kernel writes last.
@@ -646,6 +662,8 @@ impl Chunk {
                 kind: Cell::new(""),
                 caller: Cell::new(Location::caller()),
                 since: Cell::new(Duration::ZERO),
+                #[cfg(windows)]
+                flags: UnsafeCell::new(0),
                 #[cfg(unix)]
                 call: Cell::new(Call::Overlapped),
                 #[cfg(unix)]

@@ -3,21 +3,36 @@
 //! Each kernel has one function that is a `match` over this. What the pointers lead to belongs to the
 //! operation (or, for a call that is made at once, to whoever makes it).
 
+use std::io;
+
+#[cfg(windows)]
+use crate::nt::windows::readiness::Poll;
 use crate::op::{Accepted, Datagram, Event, IoPart, PeerAddress, Shutdown};
 
 /// One call.
 #[derive(Clone, Copy)]
 pub(crate) enum Call {
-    /// None that this enum describes: an overlapped call that somebody made.
+    /// None that this enum describes.
+    #[cfg(unix)]
     Overlapped,
     /// Reads on from where the last one ended, or what comes next on a stream.
     Read { at: *mut u8, length: usize },
     /// Writes on from where the last one ended, or next on a stream.
     Write { at: *const u8, length: usize },
     /// Reads at a place in a file.
-    ReadAt { at: *mut u8, length: usize, offset: u64 },
+    ReadAt {
+        at: *mut u8,
+        length: usize,
+        #[cfg_attr(not(unix), allow(dead_code, reason = "it stands in the OVERLAPPED"))]
+        offset: u64,
+    },
     /// Writes at a place in a file.
-    WriteAt { at: *const u8, length: usize, offset: u64 },
+    WriteAt {
+        at: *const u8,
+        length: usize,
+        #[cfg_attr(not(unix), allow(dead_code, reason = "it stands in the OVERLAPPED"))]
+        offset: u64,
+    },
     /// As `Read`, into several buffers.
     ReadVectored { parts: *const IoPart, count: usize },
     /// As `Write`, from several buffers.
@@ -37,18 +52,28 @@ pub(crate) enum Call {
     /// Ends one or both directions of a connection.
     Shutdown { how: Shutdown },
     /// Puts what was written on the disk.
-    Sync { data_only: bool },
+    Sync {
+        #[cfg_attr(not(unix), allow(dead_code, reason = "Windows knows no difference"))]
+        data_only: bool,
+    },
     /// Waits until the handle is ready for something.
-    Ready { event: Event },
+    Ready {
+        event: Event,
+        /// Where Windows says what for.
+        #[cfg(windows)]
+        poll: *mut Option<Poll>,
+    },
 }
 
 /// One of a handle's two directions, within which calls keep their order.
+#[cfg(unix)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     In,
     Out,
 }
 
+#[cfg(unix)]
 impl Call {
     /// The direction in which the call moves something.
     pub(crate) fn direction(self) -> Direction {
@@ -77,7 +102,6 @@ impl Call {
 
     /// Whether a call at a place of a file has moved less than it might, where the rest may have to be
     /// waited for.
-    #[cfg(unix)]
     pub(crate) fn is_cut_short(self, count: u32) -> bool {
         match self {
             Self::ReadAt { length, .. } | Self::WriteAt { length, .. } => {
@@ -88,7 +112,6 @@ impl Call {
     }
 
     /// Whether it takes what has come on a stream.
-    #[cfg(unix)]
     pub(crate) fn receives(self) -> bool {
         matches!(self, Self::Read { .. } | Self::Receive { .. } | Self::ReadVectored { .. })
     }
@@ -105,5 +128,51 @@ impl Call {
                 | Self::Send { .. }
                 | Self::Shutdown { .. }
         )
+    }
+}
+
+/// Why a kernel does not even try a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The kernel has no completion port, for which the call is.
+    NoOverlapped,
+    /// A completion port's files have no position.
+    NoPosition,
+    /// Only what was written to a file can be put on a disk.
+    NoFile,
+    /// A completion port tells only of sockets whether they are ready.
+    NoReadiness,
+    /// Windows confuses two such waits on one socket.
+    OneWait,
+    /// The simulation has no such call.
+    #[cfg(feature = "sim")]
+    Unsimulated,
+}
+
+impl From<Refusal> for io::Error {
+    fn from(refusal: Refusal) -> Self {
+        use io::ErrorKind::{InvalidInput, ResourceBusy, Unsupported};
+        let (kind, why) = match refusal {
+            Refusal::NoOverlapped => (
+                Unsupported,
+                "this queue's kernel knows no OVERLAPPED: use the operations of Registered",
+            ),
+            Refusal::NoPosition => (
+                InvalidInput,
+                "a file that is opened for overlapped use has no position: use read_at and write_at",
+            ),
+            Refusal::NoFile => (InvalidInput, "only files can be synced"),
+            Refusal::NoReadiness => {
+                (Unsupported, "on Windows only sockets say whether they are ready")
+            }
+            Refusal::OneWait => (
+                ResourceBusy,
+                "on Windows a socket takes one wait for readiness at a time, besides those of a \
+                 connection for Read",
+            ),
+            #[cfg(feature = "sim")]
+            Refusal::Unsimulated => (Unsupported, "the simulated Windows has no such operation"),
+        };
+        Self::new(kind, why)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Everything here is said in terms of [`Nt`], so it compiles, and can be tested, on every system.
 
+pub(crate) mod medium;
 pub(crate) mod packet;
 
 use std::cell::RefCell;
@@ -15,18 +16,20 @@ use windows_sys::Win32::Foundation::{
     ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, STATUS_ACCESS_DENIED, STATUS_INVALID_HANDLE,
     STATUS_OBJECT_TYPE_MISMATCH, WAIT_TIMEOUT,
 };
+use windows_sys::Win32::Networking::WinSock::WSAENOTCONN;
 use windows_sys::Win32::System::IO::OVERLAPPED_ENTRY;
 use windows_sys::Win32::System::WindowsProgramming::{
     FILE_SKIP_COMPLETION_PORT_ON_SUCCESS, FILE_SKIP_SET_EVENT_ON_HANDLE,
 };
 
+use self::medium::Medium;
 use self::packet::Packet;
-use super::call::Call;
+use super::call::{Call, Refusal};
 use super::{BindError, Binding, Event, Identity, Mark};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
 use crate::nt::{Nt, Win32Error};
-use crate::operation::SlotRef;
+use crate::operation::{SlotRef, State};
 
 /// How many packets one call may take off the port.
 const BATCH: usize = 128;
@@ -40,13 +43,34 @@ pub(crate) struct CompletionPort<N: Nt> {
     port: Arc<N::Port>,
     /// Reused for every call, so that dequeuing allocates nothing.
     entries: RefCell<Box<[OVERLAPPED_ENTRY; BATCH]>>,
+    /// By the index of their registration.
+    bound: RefCell<Vec<Bound>>,
+}
+
+/// A handle that was bound to the port.
+#[derive(Clone, Copy)]
+struct Bound {
+    medium: Medium,
+    /// The last wait for readiness that Windows was asked for, and which use of its slot that was.
+    poll: Option<(SlotRef, u32)>,
+}
+
+impl Bound {
+    /// Windows is at such a wait, which nobody has cancelled.
+    fn polls(&self) -> bool {
+        self.poll.is_some_and(|(slot, generation)| {
+            slot.generation() == generation
+                && matches!(slot.state(), State::Exposed | State::InFlight)
+                && slot.is_kernels()
+        })
+    }
 }
 
 impl<N: Nt> CompletionPort<N> {
     pub(crate) fn new(nt: N) -> io::Result<Self> {
         let port = Arc::new(nt.create_port()?);
         let entries = RefCell::new(Box::new([OVERLAPPED_ENTRY::default(); BATCH]));
-        Ok(Self { nt, port, entries })
+        Ok(Self { nt, port, entries, bound: RefCell::default() })
     }
 
     /// The port itself, for what may outlive the queue: a notifier keeps it open, so that a wake-up
@@ -64,7 +88,11 @@ impl<N: Nt> CompletionPort<N> {
         keep_packets: bool,
     ) -> Result<Binding, BindError> {
         match self.nt.associate(&self.port, handle, entry.key()) {
-            Ok(()) => Ok(self.set_modes(handle, kind, keep_packets)),
+            Ok(()) => {
+                let (medium, may_skip) = self.look_at(handle, kind);
+                self.remember(entry, medium);
+                Ok(self.set_modes(handle, may_skip && !keep_packets))
+            }
             Err(code) => Err(self.explain(handle, code)),
         }
     }
@@ -91,10 +119,10 @@ impl<N: Nt> CompletionPort<N> {
     ///
     /// Failing is no reason to undo the binding (pitfall 30): packets then come for everything, and
     /// the registration says so.
-    fn set_modes(&self, handle: RawHandle, kind: HandleKind, keep_packets: bool) -> Binding {
+    fn set_modes(&self, handle: RawHandle, skip: bool) -> Binding {
         // The first mode is wanted for every handle and doubles as the mark: a new file object
         // starts with none.
-        let wanted = if !keep_packets && self.may_skip(handle, kind) {
+        let wanted = if skip {
             FILE_SKIP_SET_EVENT_ON_HANDLE | FILE_SKIP_COMPLETION_PORT_ON_SUCCESS
         } else {
             FILE_SKIP_SET_EVENT_ON_HANDLE
@@ -114,16 +142,27 @@ impl<N: Nt> CompletionPort<N> {
         }
     }
 
-    /// Skipping is wrong for sockets of layered providers (pitfall 2) and in doubt for datagrams
-    /// (pitfall 1).
-    fn may_skip(&self, handle: RawHandle, kind: HandleKind) -> bool {
+    /// What the handle leads to, and whether packets may be skipped: which is wrong for sockets of
+    /// layered providers (pitfall 2) and in doubt for datagrams (pitfall 1).
+    fn look_at(&self, handle: RawHandle, kind: HandleKind) -> (Medium, bool) {
         match kind {
-            HandleKind::Handle => true,
-            HandleKind::Socket => self
-                .nt
-                .socket_protocol(handle)
-                .is_some_and(|protocol| protocol.ifs_handles && !protocol.datagrams),
+            HandleKind::Handle => (Medium::of_file_type(self.nt.file_type(handle)), true),
+            HandleKind::Socket => {
+                let protocol = self.nt.socket_protocol(handle);
+                let may_skip =
+                    protocol.is_some_and(|protocol| protocol.ifs_handles && !protocol.datagrams);
+                (Medium::of_socket(protocol), may_skip)
+            }
         }
+    }
+
+    fn remember(&self, entry: EntryId, medium: Medium) {
+        let (mut bound, index) = (self.bound.borrow_mut(), entry.index());
+        let new = Bound { medium, poll: None };
+        if index >= bound.len() {
+            bound.resize(index + 1, new);
+        }
+        bound[index] = new;
     }
 
     /// Takes `handle` off the port. Only with nothing in flight (pitfall 23): what is in flight keeps
@@ -161,8 +200,43 @@ impl<N: Nt> CompletionPort<N> {
     /// # Safety
     /// What `call` points to stays valid, and nobody else's, until the operation's end.
     pub(crate) unsafe fn submit(&self, slot: SlotRef, call: Call) -> Outcome {
+        let entry = slot.entry().expect("a portable call is made under a registration");
+        let index = entry.index();
+        let medium = self.bound.borrow()[index].medium;
         // SAFETY: passed on.
-        unsafe { self.nt.start(slot.handle(), call, slot.overlapped()) }
+        unsafe {
+            let fitted = match medium.fit(call) {
+                Ok(Call::Ready { .. }) => return self.wait_until_ready(index, slot, call),
+                Ok(fitted) => fitted,
+                Err(outcome) => return outcome,
+            };
+            let outcome = self.start(slot, fitted);
+            // Nothing to receive from yet, or ever: a listener, say.
+            if matches!(call, Call::Ready { .. }) && outcome.is_error(WSAENOTCONN as u32) {
+                return self.wait_until_ready(index, slot, call);
+            }
+            outcome
+        }
+    }
+
+    /// Has Windows wait until a socket is ready, unless it does already.
+    ///
+    /// # Safety
+    /// As `submit`.
+    unsafe fn wait_until_ready(&self, index: usize, slot: SlotRef, call: Call) -> Outcome {
+        if self.bound.borrow()[index].polls() {
+            return Outcome::refused(Refusal::OneWait);
+        }
+        self.bound.borrow_mut()[index].poll = Some((slot, slot.generation()));
+        // SAFETY: passed on.
+        unsafe { self.start(slot, call) }
+    }
+
+    /// # Safety
+    /// As `submit`.
+    unsafe fn start(&self, slot: SlotRef, call: Call) -> Outcome {
+        // SAFETY: passed on; the OVERLAPPED and the flags are as good as what the call points to.
+        unsafe { self.nt.start(slot.handle(), call, slot.overlapped(), slot.flags()) }
     }
 
     /// Takes one batch off the port and gives each packet to `sink`, which must run no user code.

@@ -150,6 +150,10 @@ impl Nt for Simulated {
         self.0.enter(|world| world.file_mode(handle.addr()))
     }
 
+    fn file_type(&self, handle: RawHandle) -> u32 {
+        self.0.enter(|world| world.file_type(handle.addr()))
+    }
+
     fn socket_protocol(&self, socket: RawHandle) -> Option<SocketProtocol> {
         self.0.enter(|world| world.socket_protocol(socket.addr()))
     }
@@ -161,7 +165,13 @@ impl Nt for Simulated {
         })
     }
 
-    unsafe fn start(&self, handle: RawHandle, call: Call, overlapped: *mut OVERLAPPED) -> Outcome {
+    unsafe fn start(
+        &self,
+        handle: RawHandle,
+        call: Call,
+        overlapped: *mut OVERLAPPED,
+        _: *mut u32,
+    ) -> Outcome {
         // SAFETY: passed on.
         unsafe { calls::start_portable(&self.0, handle, call, overlapped) }
     }

@@ -1,4 +1,11 @@
 //! The real calls.
+//!
+//! `calls.rs` starts the portable operations, `sockets.rs` has what Winsock wants done around them, and
+//! `readiness.rs` the wait until a socket is ready.
+
+mod calls;
+pub(crate) mod readiness;
+pub(crate) mod sockets;
 
 use std::io;
 use std::mem::size_of;
@@ -11,13 +18,9 @@ use windows_sys::Wdk::Storage::FileSystem::{
     FILE_COMPLETION_INFORMATION, FileIoCompletionNotificationInformation, FileModeInformation,
     FileReplaceCompletionInformation, NtQueryInformationFile, NtSetInformationFile,
 };
-use windows_sys::Win32::Foundation::{
-    ERROR_NOT_SUPPORTED, GetLastError, INVALID_HANDLE_VALUE, STATUS_SUCCESS,
-};
-use windows_sys::Win32::Networking::WinSock::{
-    SO_PROTOCOL_INFOW, SOCK_DGRAM, SOL_SOCKET, WSAPROTOCOL_INFOW, XP1_IFS_HANDLES, getsockopt,
-};
-use windows_sys::Win32::Storage::FileSystem::SetFileCompletionNotificationModes;
+use windows_sys::Win32::Foundation::{GetLastError, INVALID_HANDLE_VALUE, STATUS_SUCCESS};
+use windows_sys::Win32::Networking::WinSock::{SOCK_DGRAM, XP1_IFS_HANDLES};
+use windows_sys::Win32::Storage::FileSystem::{GetFileType, SetFileCompletionNotificationModes};
 use windows_sys::Win32::System::IO::{
     CancelIoEx, CreateIoCompletionPort, GetQueuedCompletionStatusEx, IO_STATUS_BLOCK, OVERLAPPED,
     OVERLAPPED_ENTRY, PostQueuedCompletionStatus,
@@ -114,21 +117,14 @@ impl Nt for Windows {
         query(handle, FileModeInformation)
     }
 
+    fn file_type(&self, handle: RawHandle) -> u32 {
+        // SAFETY: takes a handle value; a bad handle is answered with FILE_TYPE_UNKNOWN.
+        unsafe { GetFileType(handle) }
+    }
+
     fn socket_protocol(&self, socket: RawHandle) -> Option<SocketProtocol> {
-        let mut info = WSAPROTOCOL_INFOW::default();
-        let mut length = i32::try_from(size_of::<WSAPROTOCOL_INFOW>()).expect("628 bytes");
-        // SAFETY: the buffer is ours, lives through the call, and `length` is its size. A handle
-        // that is no socket is answered with WSAENOTSOCK.
-        let answer = unsafe {
-            getsockopt(
-                socket.addr(),
-                SOL_SOCKET,
-                SO_PROTOCOL_INFOW,
-                (&raw mut info).cast(),
-                &raw mut length,
-            )
-        };
-        (answer == 0).then_some(SocketProtocol {
+        let info = sockets::protocol(socket.addr()).ok()?;
+        Some(SocketProtocol {
             ifs_handles: info.dwServiceFlags1 & XP1_IFS_HANDLES != 0,
             datagrams: info.iSocketType == SOCK_DGRAM,
         })
@@ -140,8 +136,15 @@ impl Nt for Windows {
         checked(unsafe { CancelIoEx(handle, overlapped) })
     }
 
-    unsafe fn start(&self, _: RawHandle, _: Call, _: *mut OVERLAPPED) -> Outcome {
-        Outcome::from_error(ERROR_NOT_SUPPORTED)
+    unsafe fn start(
+        &self,
+        handle: RawHandle,
+        call: Call,
+        overlapped: *mut OVERLAPPED,
+        flags: *mut u32,
+    ) -> Outcome {
+        // SAFETY: passed on.
+        unsafe { calls::start(handle, call, overlapped, flags) }
     }
 
     fn dequeue(

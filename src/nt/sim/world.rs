@@ -10,6 +10,9 @@ use std::time::Duration;
 use windows_sys::Wdk::Storage::FileSystem::FILE_SYNCHRONOUS_IO_NONALERT;
 use windows_sys::Win32::Foundation as win;
 use windows_sys::Win32::Networking::WinSock::WSAEMSGSIZE;
+use windows_sys::Win32::Storage::FileSystem::{
+    FILE_TYPE_CHAR, FILE_TYPE_DISK, FILE_TYPE_PIPE, FILE_TYPE_UNKNOWN,
+};
 use windows_sys::Win32::System::IO::OVERLAPPED;
 use windows_sys::Win32::System::WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS;
 
@@ -607,6 +610,16 @@ impl World {
             return Err(win::STATUS_ACCESS_DENIED);
         }
         Ok(if object.traits.synchronous { FILE_SYNCHRONOUS_IO_NONALERT } else { 0 })
+    }
+
+    pub(super) fn file_type(&self, handle: usize) -> u32 {
+        match self.object(handle).map(|object| self.objects[object].kind) {
+            Some(Kind::File | Kind::Directory) => FILE_TYPE_DISK,
+            // Sockets are pipes to `GetFileType`.
+            Some(Kind::Pipe | Kind::MessagePipe | Kind::Socket | Kind::Datagram) => FILE_TYPE_PIPE,
+            Some(Kind::Device | Kind::Console) => FILE_TYPE_CHAR,
+            Some(Kind::Event) | None => FILE_TYPE_UNKNOWN,
+        }
     }
 
     pub(super) fn socket_protocol(&self, socket: usize) -> Option<SocketProtocol> {

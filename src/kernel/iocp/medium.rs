@@ -1,0 +1,121 @@
+//! What a registered handle leads to, and what that makes of a portable call.
+//!
+//! Files take a place with each call and have no position. Pipes and devices read and write next on
+//! their stream, one buffer a call. Sockets have calls of their own.
+
+use std::ptr::NonNull;
+
+use windows_sys::Win32::Foundation::ERROR_SEEK_ON_DEVICE;
+use windows_sys::Win32::Networking::WinSock::WSAENOTSOCK;
+use windows_sys::Win32::Storage::FileSystem::{FILE_TYPE_DISK, FILE_TYPE_PIPE};
+
+use crate::iocp::Outcome;
+use crate::kernel::call::{Call, Refusal};
+use crate::nt::SocketProtocol;
+use crate::op::{Event, IoPart, part_of};
+
+/// What a handle leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Medium {
+    /// A file on a disk, or a disk.
+    File,
+    Pipe,
+    /// A serial port, a console, a driver's device: what a place means there is its business.
+    Device,
+    /// A socket that carries a stream.
+    Stream,
+    /// A socket that carries datagrams.
+    Datagram,
+}
+
+impl Medium {
+    /// By `GetFileType`'s answer.
+    pub(crate) fn of_file_type(file_type: u32) -> Self {
+        match file_type {
+            FILE_TYPE_DISK => Self::File,
+            FILE_TYPE_PIPE => Self::Pipe,
+            _ => Self::Device,
+        }
+    }
+
+    /// By what Winsock says of a socket, if it does.
+    pub(crate) fn of_socket(protocol: Option<SocketProtocol>) -> Self {
+        match protocol {
+            Some(SocketProtocol { datagrams: true, .. }) => Self::Datagram,
+            _ => Self::Stream,
+        }
+    }
+
+    fn is_socket(self) -> bool {
+        matches!(self, Self::Stream | Self::Datagram)
+    }
+
+    /// The call as such a handle takes it: afterwards `Receive`, `Send` and the vectored calls are a
+    /// socket's, `Read` and `Write` are not. Or what is said instead of making it.
+    ///
+    /// # Safety
+    /// What `call` points to is valid.
+    pub(crate) unsafe fn fit(self, call: Call) -> Result<Call, Outcome> {
+        match call {
+            Call::Read { .. }
+            | Call::Write { .. }
+            | Call::ReadVectored { .. }
+            | Call::WriteVectored { .. }
+                if self == Self::File =>
+            {
+                Err(Outcome::refused(Refusal::NoPosition))
+            }
+            Call::Read { at, length } if self.is_socket() => Ok(Call::Receive { at, length }),
+            Call::Write { at, length } if self.is_socket() => Ok(Call::Send { at, length }),
+            Call::ReadVectored { parts, count } if !self.is_socket() => {
+                // SAFETY: passed on.
+                let (at, length) = unsafe { first_part(parts, count) };
+                Ok(Call::Read { at, length })
+            }
+            Call::WriteVectored { parts, count } if !self.is_socket() => {
+                // SAFETY: passed on.
+                let (at, length) = unsafe { first_part(parts, count) };
+                Ok(Call::Write { at, length })
+            }
+            // As on Unix, where such a handle is not seekable.
+            Call::ReadAt { .. } | Call::WriteAt { .. }
+                if !matches!(self, Self::File | Self::Device) =>
+            {
+                Err(Outcome::from_error(ERROR_SEEK_ON_DEVICE))
+            }
+            Call::Receive { .. }
+            | Call::Send { .. }
+            | Call::ReceiveFrom { .. }
+            | Call::SendTo { .. }
+            | Call::Accept { .. }
+            | Call::Connect { .. }
+            | Call::Shutdown { .. }
+                if !self.is_socket() =>
+            {
+                Err(Outcome::from_error(WSAENOTSOCK as u32))
+            }
+            // Of a pipe it would block until the other side has read everything.
+            Call::Sync { .. } if self != Self::File => Err(Outcome::refused(Refusal::NoFile)),
+            Call::Ready { .. } if !self.is_socket() => Err(Outcome::refused(Refusal::NoReadiness)),
+            // A receive of nothing ends when there is something, or the end. Any number may wait so,
+            // which of the other way only one can (pitfall 20).
+            Call::Ready { event: Event::Read, .. } if self == Self::Stream => {
+                Ok(Call::Receive { at: NonNull::dangling().as_ptr(), length: 0 })
+            }
+            call => Ok(call),
+        }
+    }
+}
+
+/// The first buffer that is not empty: a read or a write may move less than it could, as the standard
+/// library's vectored calls do where there is no such call.
+///
+/// # Safety
+/// `parts` are `count` of them, valid.
+unsafe fn first_part(parts: *const IoPart, count: usize) -> (*mut u8, usize) {
+    (0..count)
+        // SAFETY: below the count.
+        .map(|index| part_of(unsafe { &*parts.add(index) }))
+        .find(|&(_, length)| length > 0)
+        .unwrap_or((NonNull::dangling().as_ptr(), 0))
+}
