@@ -120,11 +120,21 @@ pub fn model(root: &Path) -> Result<Command> {
     Ok(cargo)
 }
 
+/// Why the crates of a workspace of its own are not there, for `cargo fetch --locked`. A lock file that does
+/// not fit is a mistake.
+fn not_to_be_had(what: &str, fetch: &mut Command) -> Result<Option<String>> {
+    match shell::output(fetch) {
+        Ok(_) => Ok(None),
+        Err(error) if error.to_string().contains("--locked") => Err(error),
+        Err(error) => Ok(Some(format!("{what} is not to be had: {error}"))),
+    }
+}
+
 fn every_order_of_threads() -> Result<Verdict> {
     let mut cargo = shell::native_cargo();
     cargo.current_dir(shell::root().join("model")).args(["fetch", "--locked"]);
-    if let Err(error) = shell::run(&mut cargo) {
-        return Ok(Verdict::Skipped(format!("loom is not to be had: {error}")));
+    if let Some(why) = not_to_be_had("loom", &mut cargo)? {
+        return Ok(Verdict::Skipped(why));
     }
     let programs = Programs::built_by(model(&shell::root())?)?;
     let start = Instant::now();
@@ -198,8 +208,8 @@ fn fuzz(options: &Options, share: f64) -> Result<Verdict> {
     let (fuzz, folder) = (shell::root().join("fuzz"), folder("fuzz")?);
     let mut cargo = nightly.cargo();
     cargo.current_dir(&fuzz).arg("fetch").arg("--locked");
-    if let Err(error) = shell::run(&mut cargo) {
-        return Ok(Verdict::Skipped(format!("libfuzzer-sys is not to be had: {error}")));
+    if let Some(why) = not_to_be_had("libfuzzer-sys", &mut cargo)? {
+        return Ok(Verdict::Skipped(why));
     }
     // What cargo-fuzz builds with. `cargo fuzz run orders` does the same from the root.
     let flags = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
