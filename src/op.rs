@@ -213,12 +213,42 @@ pub(crate) fn part_of(part: &IoPart) -> (*mut u8, usize) {
     (part.buf, part.len as usize)
 }
 
-/// Fills in the parts of a vectored call, which together are no longer than one call moves.
-fn fill_parts(parts: &mut [IoPart], buffers: impl Iterator<Item = (*mut u8, usize)>) {
-    let mut room = cut(usize::MAX) as usize;
-    for (into, (at, length)) in parts.iter_mut().zip(buffers) {
-        *into = part(at, length.min(room));
-        room -= length.min(room);
+/// The parts of a vectored call.
+struct Parts<const N: usize> {
+    list: [IoPart; N],
+    /// What they hold in one, for handles that take one buffer a call. Else empty.
+    gathered: Vec<u8>,
+}
+
+impl<const N: usize> Parts<N> {
+    fn new() -> Self {
+        let list = std::array::from_fn(|_| part(std::ptr::null_mut(), 0));
+        Self { list, gathered: Vec::new() }
+    }
+
+    /// Fills them in, together no longer than what one call moves.
+    fn fill(&mut self, buffers: impl Iterator<Item = (*mut u8, usize)>) {
+        let mut room = cut(usize::MAX) as usize;
+        for (into, (at, length)) in self.list.iter_mut().zip(buffers) {
+            *into = part(at, length.min(room));
+            room -= length.min(room);
+        }
+    }
+
+    /// Says of each buffer how much of it was filled by a call that filled one after the other, and does
+    /// that for a call that filled one in their place.
+    fn spread<B: IoBufMut>(&self, count: usize, buffers: &mut [B; N]) {
+        let mut from = 0;
+        for buffer in buffers {
+            let filled = (count - from).min(buffer.io_capacity());
+            if let Some(bytes) = self.gathered.get(from..from + filled) {
+                // SAFETY: the buffer has room for so many, and is not the one they are in.
+                unsafe { bytes.as_ptr().copy_to_nonoverlapping(buffer.io_mut_ptr(), filled) };
+            }
+            // SAFETY: so many were filled, by the call or just now.
+            unsafe { buffer.set_io_len(filled) };
+            from += filled;
+        }
     }
 }
 
@@ -491,13 +521,13 @@ unsafe impl<B: IoBuf> Request for Write<B> {
 /// What [`Registered::read_vectored`] does.
 pub struct ReadVectored<B, const N: usize> {
     buffers: [B; N],
-    parts: [IoPart; N],
+    parts: Parts<N>,
 }
 
 /// What [`Registered::write_vectored`] does.
 pub struct WriteVectored<B, const N: usize> {
     buffers: [B; N],
-    parts: [IoPart; N],
+    parts: Parts<N>,
 }
 
 // SAFETY: the parts are the request's and point to the buffers' bytes, which are its too.
@@ -508,19 +538,14 @@ unsafe impl<B: IoBufMut, const N: usize> Request for ReadVectored<B, N> {
     #[allow(private_interfaces)]
     fn call(&mut self) -> Call {
         let buffers = self.buffers.iter_mut();
-        fill_parts(&mut self.parts, buffers.map(|it| (it.io_mut_ptr(), it.io_capacity())));
-        Call::ReadVectored { parts: self.parts.as_ptr(), count: N }
+        self.parts.fill(buffers.map(|it| (it.io_mut_ptr(), it.io_capacity())));
+        let Parts { list, gathered } = &mut self.parts;
+        Call::ReadVectored { parts: list.as_ptr(), count: N, gathered }
     }
 
     fn finish(mut self, result: io::Result<u32>) -> Self::Output {
         if let Ok(count) = result {
-            let mut rest = count as usize;
-            for buffer in &mut self.buffers {
-                let filled = rest.min(buffer.io_capacity());
-                // SAFETY: the call fills one buffer after the other.
-                unsafe { buffer.set_io_len(filled) };
-                rest -= filled;
-            }
+            self.parts.spread(count as usize, &mut self.buffers);
         }
         (result.map(|count| count as usize), self.buffers)
     }
@@ -534,8 +559,9 @@ unsafe impl<B: IoBuf, const N: usize> Request for WriteVectored<B, N> {
     #[allow(private_interfaces)]
     fn call(&mut self) -> Call {
         let buffers = self.buffers.iter();
-        fill_parts(&mut self.parts, buffers.map(|it| (it.io_ptr().cast_mut(), it.io_len())));
-        Call::WriteVectored { parts: self.parts.as_ptr(), count: N }
+        self.parts.fill(buffers.map(|it| (it.io_ptr().cast_mut(), it.io_len())));
+        let Parts { list, gathered } = &mut self.parts;
+        Call::WriteVectored { parts: list.as_ptr(), count: N, gathered }
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {
@@ -965,8 +991,7 @@ impl<H> Registered<H> {
         &self,
         buffers: [B; N],
     ) -> Operation<ReadVectored<B, N>> {
-        let parts = std::array::from_fn(|_| part(std::ptr::null_mut(), 0));
-        self.begin(ReadVectored { buffers, parts }, Location::caller())
+        self.begin(ReadVectored { buffers, parts: Parts::new() }, Location::caller())
     }
 
     /// As [`write`](Self::write), from one buffer after the other.
@@ -975,8 +1000,7 @@ impl<H> Registered<H> {
         &self,
         buffers: [B; N],
     ) -> Operation<WriteVectored<B, N>> {
-        let parts = std::array::from_fn(|_| part(std::ptr::null_mut(), 0));
-        self.begin(WriteVectored { buffers, parts }, Location::caller())
+        self.begin(WriteVectored { buffers, parts: Parts::new() }, Location::caller())
     }
 
     /// Receives on a connected socket. 0 is the end of a stream, or an empty datagram.

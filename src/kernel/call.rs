@@ -33,10 +33,10 @@ pub(crate) enum Call {
         #[cfg_attr(not(unix), allow(dead_code, reason = "it stands in the OVERLAPPED"))]
         offset: u64,
     },
-    /// As `Read`, into several buffers.
-    ReadVectored { parts: *const IoPart, count: usize },
-    /// As `Write`, from several buffers.
-    WriteVectored { parts: *const IoPart, count: usize },
+    /// As `Read`, into several buffers; or one in their place, where only one will do.
+    ReadVectored { parts: *const IoPart, count: usize, gathered: *mut Vec<u8> },
+    /// As `Write`, from several buffers; or one in their place, where only one will do.
+    WriteVectored { parts: *const IoPart, count: usize, gathered: *mut Vec<u8> },
     /// Receives on a socket.
     Receive { at: *mut u8, length: usize },
     /// Sends on a connected socket.

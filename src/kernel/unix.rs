@@ -161,10 +161,10 @@ pub(crate) unsafe fn try_call(
             Call::WriteAt { at, length, offset } => {
                 move_now(fd, false, at.cast_mut(), length, Some(offset))
             }
-            Call::ReadVectored { parts, count: parts_count } => {
+            Call::ReadVectored { parts, count: parts_count, .. } => {
                 vectored(fd, medium, nonblocking, true, parts, parts_count)
             }
-            Call::WriteVectored { parts, count: parts_count } => {
+            Call::WriteVectored { parts, count: parts_count, .. } => {
                 vectored(fd, medium, nonblocking, false, parts, parts_count)
             }
             Call::ReceiveFrom { datagram } => {

@@ -623,10 +623,10 @@ fn prepare(call: Call, fd: RawFd, medium: Medium) -> Entry {
         Call::WriteAt { at, length, offset } => {
             opcode::Write::new(fd, at, cut(length)).offset(offset).build()
         }
-        Call::ReadVectored { parts, count } => {
+        Call::ReadVectored { parts, count, .. } => {
             opcode::Readv::new(fd, parts.cast(), count as u32).offset(ON).build()
         }
-        Call::WriteVectored { parts, count } => {
+        Call::WriteVectored { parts, count, .. } => {
             opcode::Writev::new(fd, parts.cast(), count as u32).offset(ON).build()
         }
         Call::ReceiveFrom { datagram } => {

@@ -1,11 +1,11 @@
 //! What a registered handle leads to, and what that makes of a portable call.
 //!
 //! Files take a place with each call and have no position. Pipes and devices read and write next on
-//! their stream, one buffer a call. Sockets have calls of their own.
+//! their stream, one buffer a call: what several hold goes through one. Sockets have calls of their own.
 
 use std::ptr::NonNull;
 
-use windows_sys::Win32::Foundation::ERROR_SEEK_ON_DEVICE;
+use windows_sys::Win32::Foundation::{ERROR_NOT_ENOUGH_MEMORY, ERROR_SEEK_ON_DEVICE};
 use windows_sys::Win32::Networking::WinSock::WSAENOTSOCK;
 use windows_sys::Win32::Storage::FileSystem::{FILE_TYPE_DISK, FILE_TYPE_PIPE};
 
@@ -67,14 +67,14 @@ impl Medium {
             }
             Call::Read { at, length } if self.is_socket() => Ok(Call::Receive { at, length }),
             Call::Write { at, length } if self.is_socket() => Ok(Call::Send { at, length }),
-            Call::ReadVectored { parts, count } if !self.is_socket() => {
+            Call::ReadVectored { parts, count, gathered } if !self.is_socket() => {
                 // SAFETY: passed on.
-                let (at, length) = unsafe { first_part(parts, count) };
+                let (at, length) = unsafe { in_one(parts, count, gathered, false)? };
                 Ok(Call::Read { at, length })
             }
-            Call::WriteVectored { parts, count } if !self.is_socket() => {
+            Call::WriteVectored { parts, count, gathered } if !self.is_socket() => {
                 // SAFETY: passed on.
-                let (at, length) = unsafe { first_part(parts, count) };
+                let (at, length) = unsafe { in_one(parts, count, gathered, true)? };
                 Ok(Call::Write { at, length })
             }
             // As on Unix, where such a handle is not seekable.
@@ -107,15 +107,38 @@ impl Medium {
     }
 }
 
-/// The first buffer that is not empty: a read or a write may move less than it could, as the standard
-/// library's vectored calls do where there is no such call.
+/// One buffer for the parts of a call that takes one: the only part that is not empty, or `gathered`,
+/// which is made as long as all of them. With what they hold, if they are to be written.
 ///
 /// # Safety
-/// `parts` are `count` of them, valid.
-unsafe fn first_part(parts: *const IoPart, count: usize) -> (*mut u8, usize) {
-    (0..count)
-        // SAFETY: below the count.
-        .map(|index| part_of(unsafe { &*parts.add(index) }))
-        .find(|&(_, length)| length > 0)
-        .unwrap_or((NonNull::dangling().as_ptr(), 0))
+/// `parts` are `count` of them, valid, and so is `gathered`, which is nobody else's.
+unsafe fn in_one(
+    parts: *const IoPart,
+    count: usize,
+    gathered: *mut Vec<u8>,
+    writes: bool,
+) -> Result<(*mut u8, usize), Outcome> {
+    // SAFETY: below the count. The parts' bytes are not looked at.
+    let all = (0..count).map(|index| part_of(unsafe { &*parts.add(index) }));
+    let parts = all.filter(|&(_, length)| length > 0);
+    let mut few = parts.clone();
+    let only = few.next().unwrap_or((NonNull::dangling().as_ptr(), 0));
+    if few.next().is_none() {
+        return Ok(only);
+    }
+    let length = parts.clone().map(|(_, length)| length).sum();
+    // SAFETY: ours for now.
+    let gathered = unsafe { &mut *gathered };
+    if gathered.try_reserve_exact(length).is_err() {
+        return Err(Outcome::from_error(ERROR_NOT_ENOUGH_MEMORY));
+    }
+    if writes {
+        for (at, length) in parts {
+            // SAFETY: a part that is written from may be read.
+            gathered.extend_from_slice(unsafe { std::slice::from_raw_parts(at, length) });
+        }
+    } else {
+        gathered.resize(length, 0);
+    }
+    Ok((gathered.as_mut_ptr(), length))
 }

@@ -188,10 +188,10 @@ unsafe fn make(fd: RawFd, call: Call) -> Result<u32, Errno> {
                 let length = unix::cut(length) as usize;
                 file.write_at(slice::from_raw_parts(at, length), offset)
             }
-            Call::ReadVectored { parts, count } => {
+            Call::ReadVectored { parts, count, .. } => {
                 return unix::vectored_blocking(fd, true, parts, count);
             }
-            Call::WriteVectored { parts, count } => {
+            Call::WriteVectored { parts, count, .. } => {
                 return unix::vectored_blocking(fd, false, parts, count);
             }
             Call::Sync { data_only: false } => file.sync_all().map(|()| 0),

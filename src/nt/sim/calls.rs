@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{io, thread};
 
-use windows_sys::Win32::Foundation::{ERROR_INVALID_PARAMETER, ERROR_NOT_SUPPORTED};
+use windows_sys::Win32::Foundation::ERROR_INVALID_PARAMETER;
 use windows_sys::Win32::System::IO::OVERLAPPED;
 use windows_sys::Win32::System::WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS;
 
-use super::memory::{Block, Header};
+use super::memory::{Block, Header, Part, Range};
 use super::plan::{End, Faults, Kind, Plan, Traits};
 use super::world::{Answer, Call, World};
 use super::{Machine, Simulated};
@@ -19,8 +19,10 @@ use crate::Queue;
 use crate::error::NtStatus;
 use crate::handle::{AnyHandle, AsAnyHandle, HandleId, HandleKind, RawHandle};
 use crate::iocp::{Outcome, Wait};
+use crate::kernel::call::Refusal;
 use crate::kernel::iocp::CompletionPort;
 use crate::kernel::{self, Kernel};
+use crate::op::{IoPart, part_of};
 
 thread_local! {
     /// Somebody tries one seed after the other, and says which failed.
@@ -533,7 +535,7 @@ impl AsAnyHandle for SimHandle {
     }
 }
 
-/// Starts an operation.
+/// Starts an operation with one buffer.
 ///
 /// # Safety
 /// As [`Sim::read_file`].
@@ -545,18 +547,33 @@ unsafe fn start(
     length: usize,
     overlapped: *mut OVERLAPPED,
 ) -> Outcome {
+    // SAFETY: passed on.
+    unsafe { start_with(machine, call, handle, vec![(buffer, length)], overlapped) }
+}
+
+/// Starts an operation.
+///
+/// # Safety
+/// As [`Sim::read_file`], for each part.
+unsafe fn start_with(
+    machine: &Machine,
+    call: Call,
+    handle: RawHandle,
+    parts: Vec<Part>,
+    overlapped: *mut OVERLAPPED,
+) -> Outcome {
     if overlapped.is_null() {
         // `ReadFile`: with FILE_FLAG_OVERLAPPED, lpOverlapped must point to an OVERLAPPED.
         return Outcome::from_error(ERROR_INVALID_PARAMETER);
     }
     let writes = call != Call::Write;
     machine.enter(|world| {
-        world.look_for_reuse(overlapped.addr(), buffer.addr(), length, writes);
+        let ranges: Vec<Range> = parts.iter().map(|&part| Range::of(part)).collect();
+        world.look_for_reuse(overlapped.addr(), &ranges, writes);
     });
     // SAFETY: the caller's promise, which holds until the operation has ended; that is when both are
     // dropped, or (where it never ends) the memory is never given back.
-    let (header, block) =
-        unsafe { (Header::take(overlapped), Block::take(buffer, length, writes)) };
+    let (header, block) = unsafe { (Header::take(overlapped), Block::take(parts, writes)) };
     match machine.enter(|world| world.start(call, handle.addr(), header, block)) {
         Answer::Finished => Outcome::FINISHED,
         Answer::Pending => Outcome::PENDING,
@@ -564,7 +581,7 @@ unsafe fn start(
     }
 }
 
-/// Starts a portable operation, as `ReadFile` and `WriteFile` do.
+/// Starts a portable operation, as its handle takes it.
 ///
 /// # Safety
 /// As [`Sim::read_file`], for what `call` points to.
@@ -575,15 +592,36 @@ pub(super) unsafe fn start_portable(
     overlapped: *mut OVERLAPPED,
 ) -> Outcome {
     use kernel::call::Call as Portable;
-    let (call, buffer, length) = match call {
+    let (call, parts) = match call {
         Portable::Read { at, length }
         | Portable::ReadAt { at, length, .. }
-        | Portable::Receive { at, length } => (Call::Read, at, length),
+        | Portable::Receive { at, length } => (Call::Read, vec![(at, length)]),
         Portable::Write { at, length }
         | Portable::WriteAt { at, length, .. }
-        | Portable::Send { at, length } => (Call::Write, at.cast_mut(), length),
-        _ => return Outcome::from_error(ERROR_NOT_SUPPORTED),
+        | Portable::Send { at, length } => (Call::Write, vec![(at.cast_mut(), length)]),
+        // SAFETY: so many of them are valid.
+        Portable::ReadVectored { parts, count, .. } => unsafe { (Call::Read, list(parts, count)) },
+        // SAFETY: as above.
+        Portable::WriteVectored { parts, count, .. } => unsafe {
+            (Call::Write, list(parts, count))
+        },
+        Portable::Shutdown { how } => {
+            return match machine.enter(|world| world.shut_down(handle.addr(), how)) {
+                Ok(()) => Outcome::FINISHED_SILENTLY,
+                Err(code) => Outcome::from_error(code),
+            };
+        }
+        // What was written is on the disk.
+        Portable::Sync { .. } => return Outcome::FINISHED_SILENTLY,
+        _ => return Outcome::refused(Refusal::Unsimulated),
     };
     // SAFETY: passed on.
-    unsafe { start(machine, call, handle, buffer, length, overlapped) }
+    unsafe { start_with(machine, call, handle, parts, overlapped) }
+}
+
+/// # Safety
+/// `parts` are `count` of them, valid.
+unsafe fn list(parts: *const IoPart, count: usize) -> Vec<Part> {
+    // SAFETY: passed on.
+    (0..count).map(|index| part_of(unsafe { &*parts.add(index) })).collect()
 }

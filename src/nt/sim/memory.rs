@@ -15,13 +15,16 @@ use super::random::Random;
 /// The low 32 bits of `Internal` are the status. What is above them is rubbish on a real system.
 const STATUS_BITS: usize = 0xFFFF_FFFF;
 
-/// A buffer that an operation reads from or writes to.
+/// The buffers that an operation reads from or writes to, one after the other.
 pub(super) struct Block {
-    start: NonNull<u8>,
+    parts: Vec<Part>,
     /// What stands there.
     shadow: Vec<u8>,
     writable: bool,
 }
+
+/// Where a buffer is, and how long.
+pub(super) type Part = (*mut u8, usize);
 
 // SAFETY: the memory is the kernel's alone for as long as the block exists (see `Block::take`), so
 // it does not matter on which thread it is touched.
@@ -29,17 +32,17 @@ unsafe impl Send for Block {}
 
 impl Block {
     /// # Safety
-    /// The memory may be read (and where `writable`, written) until the block is dropped, and nobody
-    /// else writes there (where `writable`, nor reads) until then.
-    pub(super) unsafe fn take(start: *mut u8, length: usize, writable: bool) -> Self {
+    /// The parts may be read (and where `writable`, written) until the block is dropped, and nobody else
+    /// writes there (where `writable`, nor reads) until then.
+    pub(super) unsafe fn take(parts: Vec<Part>, writable: bool) -> Self {
         // What is to be filled need not be initialised.
         let shadow = if writable {
-            vec![0; length]
+            vec![0; parts.iter().map(|&(_, length)| length).sum()]
         } else {
             // SAFETY: readable, as the caller says.
-            unsafe { read(start, length) }
+            unsafe { read(&parts) }
         };
-        Self { start: NonNull::new(start).unwrap_or(NonNull::dangling()), shadow, writable }
+        Self { parts, shadow, writable }
     }
 
     pub(super) fn length(&self) -> usize {
@@ -69,39 +72,39 @@ impl Block {
     }
 
     fn store(&self) {
-        // SAFETY: writable and the kernel's alone (see `take`).
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                self.shadow.as_ptr(),
-                self.start.as_ptr(),
-                self.shadow.len(),
-            );
+        let mut rest = &self.shadow[..];
+        for &(at, length) in self.parts.iter().filter(|part| part.1 > 0) {
+            let (bytes, behind) = rest.split_at(length);
+            // SAFETY: writable and the kernel's alone (see `take`).
+            unsafe { bytes.as_ptr().copy_to_nonoverlapping(at, length) };
+            rest = behind;
         }
     }
 
     /// Whether the memory holds what the kernel left there.
     pub(super) fn is_intact(&self) -> bool {
         // SAFETY: readable (see `take`).
-        unsafe { read(self.start.as_ptr(), self.shadow.len()) == self.shadow }
+        unsafe { read(&self.parts) == self.shadow }
     }
 
     pub(super) fn is_writable(&self) -> bool {
         self.writable
     }
 
-    pub(super) fn range(&self) -> Range {
-        Range { start: self.start.addr().get(), length: self.shadow.len() }
+    pub(super) fn overlaps(&self, range: &Range) -> bool {
+        self.parts.iter().any(|&part| Range::of(part).overlaps(range))
     }
 }
 
 /// # Safety
 /// The memory may be read.
-unsafe fn read(start: *const u8, length: usize) -> Vec<u8> {
-    if length == 0 {
-        return Vec::new();
+unsafe fn read(parts: &[Part]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for &(at, length) in parts.iter().filter(|part| part.1 > 0) {
+        // SAFETY: the caller's promise.
+        bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(at, length) });
     }
-    // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts(start, length) }.to_vec()
+    bytes
 }
 
 /// Addresses, to compare.
@@ -112,6 +115,10 @@ pub(super) struct Range {
 }
 
 impl Range {
+    pub(super) fn of((at, length): Part) -> Self {
+        Self { start: at.addr(), length }
+    }
+
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         self.length > 0
             && other.length > 0

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use windows_sys::Wdk::Storage::FileSystem::FILE_SYNCHRONOUS_IO_NONALERT;
 use windows_sys::Win32::Foundation as win;
-use windows_sys::Win32::Networking::WinSock::WSAEMSGSIZE;
+use windows_sys::Win32::Networking::WinSock::{
+    WSAEMSGSIZE, WSAENOTCONN, WSAENOTSOCK, WSAESHUTDOWN,
+};
 use windows_sys::Win32::Storage::FileSystem::{
     FILE_TYPE_CHAR, FILE_TYPE_DISK, FILE_TYPE_PIPE, FILE_TYPE_UNKNOWN,
 };
@@ -22,6 +24,7 @@ use super::memory::{Block, Header, Range};
 use super::plan::{End, Faults, Kind, OnCancel, Plan, Start, StatusWord, Traits};
 use super::random::Random;
 use crate::error::NtStatus;
+use crate::op::Shutdown;
 
 /// A number that names one operation of a simulation, in the order they were started.
 pub(super) type OperationId = u64;
@@ -59,6 +62,10 @@ struct Object {
     peer: Option<ObjectId>,
     hung_up: bool,
     reset: bool,
+    /// The other side has sent its last, and still reads.
+    ended: bool,
+    /// This side has said that it reads no more, and that it writes no more.
+    shut: (bool, bool),
 }
 
 impl Object {
@@ -426,6 +433,8 @@ impl World {
             peer: None,
             hung_up: false,
             reset: false,
+            ended: false,
+            shut: (false, false),
         });
         self.give_handle(self.objects.len() - 1)
     }
@@ -859,6 +868,40 @@ impl World {
 
     // -- operations --------------------------------------------------------------------------
 
+    /// `shutdown`: what was sent before goes first ("SD_SEND"), and what waits to be received learns of
+    /// it.
+    pub(super) fn shut_down(&mut self, socket: usize, how: Shutdown) -> Result<(), Win32Error> {
+        let Ok(object) = self.file(socket) else { return Err(WSAENOTSOCK as u32) };
+        if self.objects[object].peer.is_none() {
+            return Err(WSAENOTCONN as u32);
+        }
+        let (reads, writes) = match how {
+            Shutdown::Read => (true, false),
+            Shutdown::Write => (false, true),
+            Shutdown::Both => (true, true),
+        };
+        let shut = &mut self.objects[object].shut;
+        *shut = (shut.0 | reads, shut.1 | writes);
+        if reads {
+            self.objects[object].ended = true;
+            self.wake_readers(object);
+        }
+        self.end_stream(object);
+        Ok(())
+    }
+
+    /// Tells the other side that this one has sent its last, once it has.
+    fn end_stream(&mut self, object: ObjectId) {
+        let sends = |id: &OperationId| self.operations[id].call == Call::Write;
+        if !self.objects[object].shut.1 || self.pending_on(object).iter().any(sends) {
+            return;
+        }
+        if let Some(peer) = self.objects[object].peer {
+            self.objects[peer].ended = true;
+            self.wake_readers(peer);
+        }
+    }
+
     /// The call that starts an operation.
     pub(super) fn start(
         &mut self,
@@ -894,6 +937,10 @@ impl World {
         let is_transfer = self.objects[object].kind == Kind::File && call != Call::Control;
         if is_transfer && place > i64::MAX as u64 && !(call == Call::Write && place == AT_THE_END) {
             return Answer::Failed(win::ERROR_INVALID_PARAMETER);
+        }
+        let (reads_no_more, writes_no_more) = self.objects[object].shut;
+        if call == Call::Read && reads_no_more || call == Call::Write && writes_no_more {
+            return Answer::Failed(WSAESHUTDOWN as u32);
         }
         let plan = match self.objects[object].plans.pop_front() {
             Some(plan) => plan,
@@ -951,24 +998,19 @@ impl World {
     }
 
     /// Memory that the kernel has may be given to no other call.
-    pub(super) fn look_for_reuse(
-        &mut self,
-        overlapped: usize,
-        buffer: usize,
-        length: usize,
-        writes: bool,
-    ) {
+    pub(super) fn look_for_reuse(&mut self, overlapped: usize, block: &[Range], writes: bool) {
         let header = Range { start: overlapped, length: size_of::<OVERLAPPED>() };
-        let block = Range { start: buffer, length };
         let mut what = None;
         for (id, other) in self.operations.iter().filter(|(_, other)| !other.released) {
-            let (its_header, its_block) = (other.header.range(), other.block.range());
+            let its_header = other.header.range();
             if its_header.overlaps(&header)
-                || its_header.overlaps(&block)
-                || its_block.overlaps(&header)
+                || block.iter().any(|part| its_header.overlaps(part))
+                || other.block.overlaps(&header)
             {
                 what = Some(format!("the OVERLAPPED of operation {id}"));
-            } else if its_block.overlaps(&block) && (writes || other.block.is_writable()) {
+            } else if block.iter().any(|part| other.block.overlaps(part))
+                && (writes || other.block.is_writable())
+            {
                 what = Some(format!("the buffer of operation {id}"));
             }
         }
@@ -1003,7 +1045,7 @@ impl World {
 
     fn has_news(&self, object: ObjectId) -> bool {
         let object = &self.objects[object];
-        !object.incoming.is_empty() || object.hung_up || object.reset
+        !object.incoming.is_empty() || object.hung_up || object.reset || object.ended
     }
 
     /// The oldest read of a stream gets what is there: reads end in the order they were started
@@ -1337,6 +1379,7 @@ impl World {
             },
         }
         self.wake_readers(object);
+        self.end_stream(object);
     }
 
     fn draw_word(&mut self) -> StatusWord {
@@ -1462,7 +1505,7 @@ impl World {
     pub(super) fn owns(&self, start: usize, length: usize) -> bool {
         let range = Range { start, length };
         self.operations.values().filter(|operation| !operation.released).any(|operation| {
-            operation.header.range().overlaps(&range) || operation.block.range().overlaps(&range)
+            operation.header.range().overlaps(&range) || operation.block.overlaps(&range)
         })
     }
 

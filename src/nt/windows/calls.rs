@@ -11,6 +11,7 @@ use windows_sys::Win32::Networking::WinSock::{
 };
 use windows_sys::Win32::Storage::FileSystem::{FlushFileBuffers, ReadFile, WriteFile};
 use windows_sys::Win32::System::IO::OVERLAPPED;
+use windows_sys::Win32::System::Pipes::{GetNamedPipeInfo, PIPE_TYPE_MESSAGE};
 
 use super::{last_error, readiness, sockets};
 use crate::handle::RawHandle;
@@ -36,6 +37,8 @@ pub(super) unsafe fn start(
             Call::Read { at, length } | Call::ReadAt { at, length, .. } => {
                 Outcome::from_bool(ReadFile(handle, at, cut(length), null_mut(), overlapped))
             }
+            // Whoever reads at the other end of a pipe would take it for the end.
+            Call::Write { length: 0, .. } if is_pipe_of_bytes(handle) => Outcome::FINISHED_SILENTLY,
             Call::Write { at, length } | Call::WriteAt { at, length, .. } => {
                 Outcome::from_bool(WriteFile(handle, at, cut(length), null_mut(), overlapped))
             }
@@ -47,8 +50,10 @@ pub(super) unsafe fn start(
                 let part = IoPart { len: cut(length), buf: at.cast_mut() };
                 send(socket, &raw const part, 1, overlapped)
             }
-            Call::ReadVectored { parts, count } => receive(socket, parts, count, overlapped, flags),
-            Call::WriteVectored { parts, count } => send(socket, parts, count, overlapped),
+            Call::ReadVectored { parts, count, .. } => {
+                receive(socket, parts, count, overlapped, flags)
+            }
+            Call::WriteVectored { parts, count, .. } => send(socket, parts, count, overlapped),
             Call::ReceiveFrom { datagram } => receive_from(socket, datagram, overlapped, flags),
             Call::SendTo { datagram } => send_to(socket, datagram, overlapped),
             Call::Accept { accepted } => accept(socket, accepted, overlapped),
@@ -63,6 +68,17 @@ pub(super) unsafe fn start(
 /// A call that knows no OVERLAPPED, and is over.
 fn at_once(succeeded: bool) -> Outcome {
     if succeeded { Outcome::FINISHED_SILENTLY } else { Outcome::from_error(last_error()) }
+}
+
+/// Whether it is a pipe that knows no messages.
+fn is_pipe_of_bytes(handle: RawHandle) -> bool {
+    let mut flags = 0;
+    // SAFETY: the place for the answer is ours; the others are not wanted. What is no pipe is answered
+    // with an error.
+    let known = unsafe {
+        GetNamedPipeInfo(handle, &raw mut flags, null_mut(), null_mut(), null_mut()) != 0
+    };
+    known && flags & PIPE_TYPE_MESSAGE == 0
 }
 
 /// WSARecv. It copies the list of parts; the flags it may write when the operation ends.
