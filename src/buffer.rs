@@ -131,11 +131,11 @@ impl<B: IoBuf> Slice<B> {
     fn new(buffer: B, range: impl RangeBounds<usize>) -> Self {
         let start = match range.start_bound() {
             Bound::Included(&start) => start,
-            Bound::Excluded(&before) => before + 1,
+            Bound::Excluded(&before) => before.checked_add(1).expect("a slice that begins there"),
             Bound::Unbounded => 0,
         };
         let end = match range.end_bound() {
-            Bound::Included(&last) => last + 1,
+            Bound::Included(&last) => last.checked_add(1).expect("a slice that ends there"),
             Bound::Excluded(&end) => end,
             Bound::Unbounded => buffer.io_capacity(),
         };
@@ -143,6 +143,13 @@ impl<B: IoBuf> Slice<B> {
         assert!(start <= buffer.io_len(), "a slice that begins after the bytes there are");
         assert!(end <= buffer.io_capacity(), "a slice that ends beyond the capacity");
         Self { buffer, start, end }
+    }
+
+    /// The part of the buffer as it is now: what was cloned may have less room than what was sliced (a
+    /// `Vec`'s clone has), and a buffer can change behind a shared reference.
+    fn bounds(&self) -> (usize, usize) {
+        let start = self.start.min(self.buffer.io_len());
+        (start, self.end.min(self.buffer.io_capacity()).max(start))
     }
 }
 
@@ -171,35 +178,64 @@ impl<B: IoBuf> Deref for Slice<B> {
 // SAFETY: a part of what the buffer promises.
 unsafe impl<B: IoBuf> IoBuf for Slice<B> {
     fn io_ptr(&self) -> *const u8 {
-        // SAFETY: `start` is within the buffer's bytes.
-        unsafe { self.buffer.io_ptr().add(self.start) }
+        // SAFETY: the part begins within the buffer's bytes.
+        unsafe { self.buffer.io_ptr().add(self.bounds().0) }
     }
 
     fn io_len(&self) -> usize {
-        self.buffer.io_len().min(self.end) - self.start
+        let (start, end) = self.bounds();
+        self.buffer.io_len().min(end) - start
     }
 
     fn io_capacity(&self) -> usize {
-        self.end - self.start
+        let (start, end) = self.bounds();
+        end - start
     }
 }
 
-// SAFETY: a part of what the buffer promises. Up to `start` its bytes were there before.
+// SAFETY: a part of what the buffer promises. Up to the part's start its bytes were there before.
 unsafe impl<B: IoBufMut> IoBufMut for Slice<B> {
     fn io_mut_ptr(&mut self) -> *mut u8 {
-        // SAFETY: `start` is within the buffer's capacity.
-        unsafe { self.buffer.io_mut_ptr().add(self.start) }
+        let (start, _) = self.bounds();
+        // SAFETY: the part begins within the buffer's bytes.
+        unsafe { self.buffer.io_mut_ptr().add(start) }
     }
 
     unsafe fn set_io_len(&mut self, length: usize) {
-        // SAFETY: what comes before `start` was initialised when the slice was made, and lengths are
-        // only ever set to what has been written.
-        unsafe { self.buffer.set_io_len(self.start + length) }
+        let (start, _) = self.bounds();
+        // SAFETY: what comes before the part is initialised, as the part begins within the bytes there
+        // are; and so many more have been written.
+        unsafe { self.buffer.set_io_len(start + length) }
     }
 }
 
 impl<B: IoBuf> fmt::Debug for Slice<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Slice").field("start", &self.start).field("end", &self.end).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The bounds are those of the buffer that was sliced; a clone of a Vec has less room.
+    #[test]
+    fn a_slice_of_a_clone_reaches_no_further_than_its_buffer() {
+        let mut buffer = Vec::with_capacity(1000);
+        buffer.extend(*b"abc");
+        let slice = buffer.slice(1..);
+        let clone = slice.clone();
+        assert_eq!((slice.io_len(), slice.io_capacity()), (2, 999));
+        assert_eq!(&clone[..], b"bc");
+        assert!(clone.io_capacity() < clone.get().capacity());
+    }
+
+    #[test]
+    fn bounds_at_the_end_of_all_numbers_do_not_wrap() {
+        let last = usize::MAX;
+        let backwards = (Bound::Excluded(last), Bound::Unbounded);
+        assert!(std::panic::catch_unwind(|| vec![0; 4].slice(0..=last)).is_err());
+        assert!(std::panic::catch_unwind(|| vec![0; 4].slice(backwards)).is_err());
     }
 }
