@@ -1105,3 +1105,38 @@ impl Queue {
 pub fn ready(handle: &(impl AsAnyHandle + ?Sized), event: Event) -> io::Result<Operation<Ready>> {
     Ok(Queue::current()?.ready(handle, event))
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::kernel::KernelKind;
+
+    // SPEC U3: no packet follows on these kernels, so nothing is kept for one.
+    #[test]
+    fn a_wait_for_readiness_that_has_ended_keeps_no_memory() {
+        for kind in [KernelKind::Uring, KernelKind::Readiness] {
+            let queue = match Queue::builder().kernel(kind).build() {
+                Ok(queue) => queue,
+                Err(error) => {
+                    println!("skipped: this system gives no {kind:?}: {error}");
+                    continue;
+                }
+            };
+            let (mut here, mut there) = UnixStream::pair().unwrap();
+            for _ in 0..3 {
+                let waiting = queue.ready(&here, Event::Read);
+                there.write_all(b"x").unwrap();
+                let events = queue.block_on(waiting).unwrap().unwrap();
+                assert!(events.contains(Event::Read));
+                here.read_exact(&mut [0]).unwrap();
+                let mut kept = 0;
+                queue.inner().slab.for_each(|_| kept += 1);
+                assert_eq!(kept, 0, "{kind:?}");
+            }
+            queue.unregister(&here).unwrap();
+        }
+    }
+}

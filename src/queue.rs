@@ -337,12 +337,13 @@ impl Inner {
     #[cfg(unix)]
     #[inline]
     fn ended(&self, slot: SlotRef, ending: Ending, out: &mut Vec<Continuation>) {
+        // This was what stands for the packet.
+        slot.no_packet_due();
         if slot.state() == State::InFlight && ending.status.0 == 0 {
             slot.finish_with(ending);
             self.count(slot, false);
             out.extend(slot.take_waiter());
         } else {
-            slot.no_packet_due();
             self.complete(slot, out);
         }
     }
