@@ -151,4 +151,27 @@ on_each_kernel! {
         assert!(events.contains(Event::Hangup));
         queue.unregister(&here).unwrap();
     }
+
+    /// More than the ring has room for, between two looks at it. (Scenario 12.)
+    fn many_are_started_before_one_poll(queue) {
+        const MANY: usize = 1000;
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let here = queue.register(here).unwrap();
+        let waiting: Vec<_> = (0..MANY).map(|_| here.ready(Event::Read)).collect();
+        assert_eq!(queue.pending().len(), MANY);
+        there.write_all(b"x").unwrap();
+        queue.block_on(async {
+            for wait in waiting {
+                assert!(wait.await.unwrap().contains(Event::Read));
+            }
+        }).unwrap();
+        // And what is left when the handle goes.
+        let waiting: Vec<_> = (0..MANY).map(|_| here.ready(Event::PriorityRead)).collect();
+        drop(here);
+        queue.block_on(async {
+            for wait in waiting {
+                assert!(error::is_cancelled(&wait.await.unwrap_err()));
+            }
+        }).unwrap();
+    }
 }

@@ -226,45 +226,52 @@ impl Uring {
     }
 
     fn push(&self, entry: Entry) {
-        let mut backlog = self.backlog.borrow_mut();
-        if !backlog.is_empty() {
-            backlog.push_back(entry);
-            return;
+        if self.backlog.borrow().is_empty() {
+            if self.try_push(&entry) {
+                return;
+            }
+            self.flush(false);
+            if self.try_push(&entry) {
+                return;
+            }
         }
-        // SAFETY: what the entry points to is the operation's, in its slot or owned by it, and stays
-        // until the operation's completion has been taken off the ring (see `submit`).
-        let pushed = unsafe { self.ring.borrow_mut().submission().push(&entry) };
-        if pushed.is_ok() {
-            return;
-        }
-        self.flush(false);
-        // SAFETY: as above.
-        let pushed = unsafe { self.ring.borrow_mut().submission().push(&entry) };
-        if pushed.is_err() {
-            backlog.push_back(entry);
-        }
+        self.backlog.borrow_mut().push_back(entry);
     }
 
-    /// Moves what found no room to where there is some now.
-    fn unload_backlog(&self) {
+    /// False where the submission queue is full.
+    fn try_push(&self, entry: &Entry) -> bool {
+        // SAFETY: what the entry points to is the operation's, in its slot or owned by it, and stays
+        // until the operation's completion has been taken off the ring (see `submit`).
+        unsafe { self.ring.borrow_mut().submission().push(entry) }.is_ok()
+    }
+
+    /// Moves what found no room to where there is some now. False where there was not enough.
+    fn unload_backlog(&self) -> bool {
         let mut backlog = self.backlog.borrow_mut();
         while let Some(entry) = backlog.front() {
-            // SAFETY: as in `push`.
-            if unsafe { self.ring.borrow_mut().submission().push(entry) }.is_err() {
-                return;
+            if !self.try_push(entry) {
+                return false;
             }
             backlog.pop_front();
         }
+        true
     }
 
     /// Hands over all submissions, and waits for nothing. `finish` has the kernel finish what has ended,
     /// which lets go of its files.
     fn flush(&self, finish: bool) {
-        self.unload_backlog();
-        let count = self.ring.borrow_mut().submission().len() as u32;
-        if count > 0 || finish {
+        loop {
+            let is_all = self.unload_backlog();
+            let count = self.ring.borrow_mut().submission().len() as u32;
+            if count == 0 && !finish {
+                return;
+            }
             // What the kernel does not take now stays in the queue.
-            let _ = self.enter(count, 0, if finish { GET_EVENTS } else { 0 }, None);
+            let taken = self.enter(count, 0, if finish { GET_EVENTS } else { 0 }, None);
+            let goes_on = taken.is_ok_and(|taken| taken > 0);
+            if !goes_on || (is_all && self.ring.borrow_mut().submission().is_empty()) {
+                return;
+            }
         }
     }
 
@@ -389,7 +396,7 @@ impl Uring {
 
     /// Hands over what there is and waits for a completion, if none is there.
     fn look(&self, timeout_ms: u32) -> io::Result<()> {
-        self.unload_backlog();
+        let is_all = self.unload_backlog();
         let (count, idle, has_work) = {
             let mut ring = self.ring.borrow_mut();
             let idle = ring.completion().is_empty();
@@ -398,7 +405,8 @@ impl Uring {
             let has_work = !self.is_recent || submissions.taskrun() || submissions.cq_overflow();
             (submissions.len() as u32, idle, has_work)
         };
-        let waits = timeout_ms > 0 && idle;
+        // What is still to be handed over may be what ends first.
+        let waits = timeout_ms > 0 && idle && is_all;
         if count == 0 && !waits && !has_work {
             return Ok(());
         }
