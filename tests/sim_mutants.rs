@@ -97,6 +97,33 @@ fn no_address_waits_for_a_packet_that_somebody_else_has_turned_off() {
     sim.check();
 }
 
+// Pitfalls 29 and 55: an operation whose packet came under another registration's key, that of the handle
+// which this one's is a duplicate of, waits for no other.
+#[test]
+fn an_address_is_used_again_also_when_its_packet_came_under_its_originals_key() {
+    let (sim, queue) = quiet();
+    let device = queue.register(sim.device()).unwrap();
+    let mut closed = sim.device();
+    queue.persist(&closed).unwrap();
+    closed.close();
+    let duplicate = device.get().duplicate();
+    assert_eq!(duplicate.id(), closed.id());
+    let mut addresses = BTreeSet::new();
+    for _ in 0..100 {
+        sim.plan(&duplicate, Plan::pends());
+        let address = Rc::new(Cell::new(0));
+        let call = control_at(&sim, &address);
+        // SAFETY: one call, with what was given, and what it returned.
+        let asked = unsafe { queue.submit_at(&duplicate, 0, vec![0; 8], call) };
+        sim.complete(&device, End::success());
+        assert_eq!(queue.block_on(asked).unwrap().0.unwrap(), 8);
+        addresses.insert(address.get());
+    }
+    assert_eq!(addresses.len(), 1);
+    drop((duplicate, device, queue));
+    sim.check();
+}
+
 // W4, rule 0: `ReadDirectoryChangesW` answers with success to what is merely in flight. Its status word is
 // believed, and the memory is the kernel's until the end.
 #[test]
