@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::shell::{self, Result, output};
-use crate::soak::{self, Ended, executable, on_the_simulation, run_into};
+use crate::soak::{self, Ended, executable, run_into, tests_that};
 use crate::wine;
 
 /// Test programs that play for long, or whatever is there; the others come first, which say what is wrong.
@@ -190,7 +190,7 @@ impl Tree {
         let tree = Tree {
             root: folder.join("tree"),
             target: folder.join("target"),
-            tests: on_the_simulation()?,
+            tests: tests_here()?,
             took: RefCell::default(),
         };
         if tree.root.exists() {
@@ -350,6 +350,11 @@ fn compiled(cargo: &mut Command) -> Result<Compiled> {
     Ok(Err(format!("it does not compile: {first}")))
 }
 
+/// The tests that need no Windows but a simulated one.
+fn tests_here() -> Result<Vec<String>> {
+    tests_that(|text| !text.starts_with("#![cfg(windows)]"))
+}
+
 /// The first test that failed, by what its program printed.
 fn failed(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"))
@@ -392,10 +397,11 @@ fn generated(arguments: &[String]) -> Result<ExitCode> {
     let mut command = Command::new(program);
     shell::forget_own_package(&mut command);
     command.current_dir(shell::root()).arg("mutants").arg("--output").arg(&out);
-    command.args(["--package", "ioqueue", "--no-shuffle", "--minimum-test-timeout", "120"]);
+    command.args(["--package", "ioqueue", "--no-shuffle", "--minimum-test-timeout", "90"]);
+    command.args(["--timeout-multiplier", "3"]);
     command.args(GENERATED.iter().flat_map(|file| ["--file", file])).args(arguments);
     command.arg("--").args(shell::sim_feature()?).arg("--lib");
-    for test in on_the_simulation()?.iter().filter(|test| *test != "sim_exhaustive") {
+    for test in tests_here()?.iter().filter(|test| *test != "sim_exhaustive") {
         command.args(["--test", test]);
     }
     command.env("IOQUEUE_SIM_RUNS", "1000").env("CARGO_PROFILE_DEV_DEBUG", "0");

@@ -403,11 +403,16 @@ impl Programs {
 
 /// The names of the tests that run on the simulated Windows.
 pub fn on_the_simulation() -> Result<Vec<String>> {
+    tests_that(|text| text.starts_with("#![cfg(feature = \"sim\")]"))
+}
+
+/// The names of the tests whose text is as `wanted` says.
+pub fn tests_that(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for file in fs::read_dir(shell::root().join("tests"))? {
         let path = file?.path();
         if path.extension().is_some_and(|extension| extension == "rs")
-            && fs::read_to_string(&path)?.starts_with("#![cfg(feature = \"sim\")]")
+            && wanted(&fs::read_to_string(&path)?)
         {
             names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
         }
