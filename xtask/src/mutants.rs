@@ -404,7 +404,7 @@ fn generated(arguments: &[String]) -> Result<ExitCode> {
     for test in tests_here()?.iter().filter(|test| *test != "sim_exhaustive") {
         command.args(["--test", test]);
     }
-    command.env("IOQUEUE_SIM_RUNS", "1000").env("CARGO_PROFILE_DEV_DEBUG", "0");
+    command.env("IOQUEUE_SIM_RUNS", "300").env("CARGO_PROFILE_DEV_DEBUG", "0");
     let code = shell::exit_code(&mut command)?;
     let missed = fs::read_to_string(out.join("mutants.out").join("missed.txt")).unwrap_or_default();
     println!("mutants: {} survived:\n{missed}", missed.lines().count());
