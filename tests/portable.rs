@@ -1,10 +1,13 @@
 //! The portable operations, with the same answers on every kernel (SPEC U3).
 #![cfg(unix)]
 
+use std::cell::Cell;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use ioqueue::{Event, KernelKind, Queue, Registered, error};
 
@@ -53,6 +56,32 @@ fn tcp(queue: &Queue) -> (Registered<TcpStream>, Registered<TcpStream>) {
     client.set_nodelay(true).unwrap();
     server.set_nodelay(true).unwrap();
     (queue.register(client).unwrap(), queue.register(server).unwrap())
+}
+
+/// A poll that does not wait, and what it brought.
+fn poll(queue: &Queue) {
+    let mut runnable = Vec::new();
+    queue.poll(&mut runnable, Some(Duration::ZERO)).unwrap();
+    for continuation in runnable {
+        continuation.resume();
+    }
+}
+
+/// The outcomes of two operations, by polls that never wait; within five seconds.
+fn polled_until_both<T: 'static>(
+    queue: &Queue,
+    first: impl Future<Output = T> + 'static,
+    second: impl Future<Output = T> + 'static,
+) -> (T, T) {
+    let both = Rc::new(Cell::new(None));
+    let told = Rc::clone(&both);
+    let task = queue.spawn(async move { told.set(Some((first.await, second.await))) });
+    let start = Instant::now();
+    while !task.is_finished() {
+        assert!(start.elapsed() < Duration::from_secs(5), "polled for 5 s");
+        poll(queue);
+    }
+    both.take().unwrap()
 }
 
 on_each_kernel! {
@@ -173,5 +202,34 @@ on_each_kernel! {
                 assert!(error::is_cancelled(&wait.await.unwrap_err()));
             }
         }).unwrap();
+    }
+
+    /// What came together with the end of a stream is not waited for twice: a host's loop, which never
+    /// waits in `poll`, is told of the end as well.
+    fn the_end_that_came_with_the_last_bytes_is_told(queue) {
+        let (client, server) = tcp(queue);
+        let (first, second) = (server.read(vec![0; 64]), server.read(vec![0; 64]));
+        poll(queue);
+        client.get().write_all(b"hello").unwrap();
+        drop(client);
+        let (first, second) = polled_until_both(queue, first, second);
+        assert_eq!((first.0.unwrap(), second.0.unwrap()), (5, 0));
+    }
+
+    /// A receive that ends at the mark of urgent data has not taken all there was, and no edge tells of the
+    /// rest.
+    fn what_is_behind_urgent_data_is_found_by_polls_that_never_wait(queue) {
+        let (client, server) = tcp(queue);
+        let (first, second) = (server.read(vec![0; 64]), server.read(vec![0; 64]));
+        poll(queue);
+        client.get().write_all(b"ab").unwrap();
+        let urgent = unsafe {
+            libc::send(client.get().as_raw_fd(), b"!".as_ptr().cast(), 1, libc::MSG_OOB)
+        };
+        assert_eq!(urgent, 1);
+        client.get().write_all(b"cd").unwrap();
+        let (first, second) = polled_until_both(queue, first, second);
+        assert_eq!((first.0.unwrap(), second.0.unwrap()), (2, 2));
+        assert_eq!(&second.1[..2], b"cd");
     }
 }

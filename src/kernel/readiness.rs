@@ -190,9 +190,7 @@ impl Readiness {
                 &mut tell,
             );
         });
-        if longest > 0 && !heard {
-            self.sources.resolve_doubts(&mut tell);
-        }
+        self.sources.resolve_doubts(longest > 0 && !heard, &mut tell);
         if rang {
             if self.poller.forgets() {
                 self.bell.empty();

@@ -8,10 +8,12 @@
 //! A receive on a stream that got less than it had room for has taken all there was (epoll(7), "Possible
 //! pitfalls"), so the next one waits for the edge without trying. There are ways to be wrong about that: a
 //! mark for urgent data, a descriptor that was sent along, end a receive early too. So a wait that trusts it
-//! is looked at again when nothing has happened for [`DOUBT_MS`].
+//! is looked at again when nothing has happened for [`DOUBT_MS`], or when so much time has passed all the
+//! same. And where the end has been told of, a receive takes what is before it, and it is told of only once.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use super::call::{Call, Direction};
 use super::unix::{self, Tried, ending};
@@ -248,8 +250,8 @@ pub(crate) struct Sources {
     list: RefCell<Vec<Option<Source>>>,
     /// Reused, so that it allocates nothing.
     pub(crate) ended: RefCell<Vec<Ended>>,
-    /// Somebody waits without having tried.
-    doubtful: Cell<bool>,
+    /// Since when somebody waits without having tried.
+    doubtful: Cell<Option<Duration>>,
 }
 
 impl Sources {
@@ -343,8 +345,8 @@ impl Sources {
                 watch(source, needed & !source.watched)?;
                 source.watched |= needed;
             }
-            if call.receives() && source.drained {
-                self.doubtful.set(true);
+            if call.receives() && source.drained && self.doubtful.get().is_none() {
+                self.doubtful.set(Some(unix::coarse_now()));
             }
             source.lane(call).push(slot);
             Ok(())
@@ -381,8 +383,10 @@ impl Sources {
             return;
         };
         source.watched &= !unwatched;
-        if events.contains(op::Event::PriorityRead) {
-            source.is_stream = Some(false); // Receives end at the mark.
+        let ends = [op::Event::PriorityRead, op::Event::Hangup, op::Event::Error];
+        if ends.into_iter().any(|event| events.contains(event)) {
+            // Receives end at the mark; behind them is the end, of which no other edge will tell.
+            source.is_stream = Some(false);
         }
         if events.says(op::Event::Read) || events.contains(op::Event::PriorityRead) {
             source.drained = false;
@@ -404,18 +408,21 @@ impl Sources {
     pub(crate) fn longest(&self, timeout_ms: u32) -> u32 {
         if !self.ended.borrow().is_empty() {
             0
-        } else if self.doubtful.get() {
+        } else if self.doubtful.get().is_some() {
             timeout_ms.min(DOUBT_MS)
         } else {
             timeout_ms
         }
     }
 
-    /// A look that could take [`DOUBT_MS`] has brought nothing: tries those who wait without having tried.
-    pub(crate) fn resolve_doubts(&self, tell: &mut impl FnMut(SlotRef, Ending)) {
-        if !self.doubtful.replace(false) {
+    /// Tries those who wait without having tried: where a look that could take [`DOUBT_MS`] has brought
+    /// nothing, or as much time has passed with looks that did or could not.
+    pub(crate) fn resolve_doubts(&self, idle: bool, tell: &mut impl FnMut(SlotRef, Ending)) {
+        let Some(since) = self.doubtful.get() else { return };
+        if !idle && unix::coarse_now().saturating_sub(since).as_millis() < DOUBT_MS.into() {
             return;
         }
+        self.doubtful.set(None);
         for source in self.list.borrow_mut().iter_mut().flatten() {
             let waits = source.medium != Medium::File && !source.input.is_empty();
             if waits && source.drained && unix::ready_now(source.fd, op::Event::Read).is_ok() {

@@ -344,9 +344,7 @@ impl Uring {
             let taken = ring.completion();
             completions.extend(taken.map(|it| (it.user_data(), it.result(), it.flags())));
         }
-        if completions.is_empty() && longest > 0 {
-            self.sources.resolve_doubts(&mut tell);
-        }
+        let idle = completions.is_empty() && longest > 0;
         let mut rang = false;
         for (user_data, result, flags) in completions.drain(..) {
             match (user_data, user_data & TAG) {
@@ -363,6 +361,7 @@ impl Uring {
             }
         }
         self.completions.replace(completions);
+        self.sources.resolve_doubts(idle, &mut tell);
         self.sources.drain(&mut tell);
         if rang {
             sink(Event::Wake);
