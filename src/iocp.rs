@@ -1254,13 +1254,16 @@ fn launch<H, R: Request>(
         }
     };
     let slot = ticket.slot();
+    // Asked before it counts as the kernel's: a buffer's code may panic, or close the handle.
+    // SAFETY: the request is in the operation's memory now, and nobody else looks at it.
+    let call = unsafe { (*ticket.state_ptr()).call() };
     if !queue.launch(slot, *entry, *raw) {
         let Ok(request) = ticket.take() else { unreachable!("it was not launched") };
         return submit_call(queue, registered.as_any_handle(), request, caller);
     }
-    // SAFETY: the request is in the operation's memory now, where it stays until the operation's end, and
-    // nobody else looks at it; what the call points to is its own (a promise of Request).
-    let outcome = unsafe { queue.kernel.submit(slot, (*ticket.state_ptr()).call()) };
+    // SAFETY: the request stays where it is until the operation's end, and what the call points to is its
+    // own (a promise of Request).
+    let outcome = unsafe { queue.kernel.submit(slot, call) };
     match outcome.0 {
         Told::Pending => {}
         Told::Failed(code) => {

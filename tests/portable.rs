@@ -6,10 +6,11 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ioqueue::{Event, KernelKind, Queue, Registered, error};
+use ioqueue::{Event, IoBuf, IoBufMut, KernelKind, Queue, Registered, error};
 
 /// Makes of each test one a kernel.
 macro_rules! on_each_kernel {
@@ -82,6 +83,37 @@ fn polled_until_both<T: 'static>(
         poll(queue);
     }
     both.take().unwrap()
+}
+
+/// A buffer that does something the second time it is asked where it is.
+struct Odd<F> {
+    buffer: Vec<u8>,
+    asked: u32,
+    answer: F,
+}
+
+// SAFETY: the bytes are a Vec's, which does not change.
+unsafe impl<F: 'static> IoBuf for Odd<F> {
+    fn io_ptr(&self) -> *const u8 {
+        self.buffer.as_ptr()
+    }
+
+    fn io_len(&self) -> usize {
+        self.buffer.len()
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<F: FnMut() + 'static> IoBufMut for Odd<F> {
+    fn io_mut_ptr(&mut self) -> *mut u8 {
+        self.asked += 1;
+        if self.asked == 2 {
+            (self.answer)();
+        }
+        self.buffer.as_mut_ptr()
+    }
+
+    unsafe fn set_io_len(&mut self, _: usize) {}
 }
 
 on_each_kernel! {
@@ -231,5 +263,21 @@ on_each_kernel! {
         let (first, second) = polled_until_both(queue, first, second);
         assert_eq!((first.0.unwrap(), second.0.unwrap()), (2, 2));
         assert_eq!(&second.1[..2], b"cd");
+    }
+
+    /// A buffer's own code that panics, or ends the registration, leaves nothing in flight.
+    fn a_buffer_that_panics_or_closes_leaves_nothing_in_flight(queue) {
+        let (client, server) = tcp(queue);
+        let asked = Odd { buffer: vec![0; 8], asked: 0, answer: || panic!("odd") };
+        let reading = catch_unwind(AssertUnwindSafe(|| drop(client.read(asked))));
+        assert_eq!(*reading.unwrap_err().downcast::<&str>().unwrap(), "odd");
+        assert!(!queue.running());
+        let (other, here) = (queue.clone(), Rc::new(client));
+        let closed = Rc::clone(&here);
+        let answer = move || other.unregister(&*closed).unwrap();
+        let asked = Odd { buffer: vec![0; 8], asked: 0, answer };
+        let (result, _) = queue.block_on(here.read(asked)).unwrap();
+        assert!(result.is_err());
+        drop(server);
     }
 }
