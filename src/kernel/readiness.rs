@@ -19,7 +19,7 @@ mod poller;
 mod pool;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -113,8 +113,7 @@ impl Readiness {
         slot.set_call(call);
         let (fd, medium) = self.sources.with(entry_of(slot), |source| (source.fd, source.medium));
         if medium == Medium::File {
-            self.queue_job(slot, fd);
-            return Outcome::PENDING;
+            return self.queue_job(slot);
         }
         if let Call::Connect { peer } = call {
             self.sources.with(entry_of(slot), Source::make_nonblocking);
@@ -130,8 +129,7 @@ impl Readiness {
             // /dev/null and its like cannot be watched, and do not block.
             Err(libc::EPERM) => {
                 self.sources.with(entry_of(slot), |source| source.medium = Medium::File);
-                self.queue_job(slot, fd);
-                return Outcome::PENDING;
+                return self.queue_job(slot);
             }
             Err(errno) => return Outcome::from_errno(errno),
         }
@@ -208,17 +206,23 @@ impl Readiness {
 
     /// What follows a file's position keeps its order by having one at a time; what has a place of its
     /// own goes on side by side.
-    fn queue_job(&self, slot: SlotRef, fd: RawFd) {
-        let waits = slot.call().is_sequential()
-            && self.sources.with(entry_of(slot), |source| {
-                let lane = source.lane(slot.call());
-                let waits = !lane.is_empty();
-                lane.push(slot);
-                waits
-            });
-        if !waits {
-            self.jobs.start(slot, fd);
+    fn queue_job(&self, slot: SlotRef) -> Outcome {
+        let first = self.sources.with(entry_of(slot), |source| {
+            let file = source.for_threads()?;
+            if !slot.call().is_sequential() {
+                return Ok(Some(file));
+            }
+            let lane = source.lane(slot.call());
+            let is_first = lane.is_empty();
+            lane.push(slot);
+            Ok(is_first.then_some(file))
+        });
+        match first {
+            Ok(Some(file)) => self.jobs.start(slot, file),
+            Ok(None) => {}
+            Err(errno) => return Outcome::from_errno(errno),
         }
+        Outcome::PENDING
     }
 
     /// What the threads have done since.
@@ -229,11 +233,12 @@ impl Readiness {
         for &(slot, _) in &ended[first..] {
             if slot.call().is_sequential() {
                 self.sources.with(entry_of(slot), |source| {
-                    let fd = source.fd;
                     let lane = source.lane(slot.call());
                     lane.pop();
-                    if let Some(next) = lane.first() {
-                        self.jobs.start(next, fd);
+                    // When the registration ended, what waited was taken out of the lane.
+                    let Some(next) = lane.first() else { return };
+                    if let Ok(file) = source.for_threads() {
+                        self.jobs.start(next, file);
                     }
                 });
             }

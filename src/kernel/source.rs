@@ -12,7 +12,8 @@
 //! same. And where the end has been told of, a receive takes what is before it, and it is told of only once.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::call::{Call, Direction};
@@ -103,6 +104,8 @@ pub(crate) struct Source {
     pub(crate) nonblocking: bool,
     /// That was our doing, and is to be undone.
     made_nonblocking: bool,
+    /// The file under a descriptor of its own, for threads: theirs to use when this one is closed.
+    for_threads: Option<Arc<OwnedFd>>,
     /// It never answers a direct call: no use in trying.
     never_direct: bool,
     /// The last receive took all there was, and no edge has come since.
@@ -155,6 +158,15 @@ impl Source {
             self.made_nonblocking = false;
             unix::set_nonblocking(self.fd, false);
         }
+    }
+
+    /// The file for a thread's call, which may come to it after the descriptor was closed and its number
+    /// given out again.
+    pub(crate) fn for_threads(&mut self) -> Result<Arc<OwnedFd>, unix::Errno> {
+        if self.for_threads.is_none() {
+            self.for_threads = Some(Arc::new(unix::duplicate(self.fd)?));
+        }
+        self.for_threads.clone().ok_or(libc::EBADF)
     }
 
     /// # Safety
@@ -274,6 +286,7 @@ impl Sources {
             watched: 0,
             nonblocking: false,
             made_nonblocking: false,
+            for_threads: None,
             never_direct: false,
             drained: false,
             is_stream: None,
@@ -324,8 +337,10 @@ impl Sources {
 
     /// Forgets the source: its registration has ended. What is in flight may still ask for it.
     pub(crate) fn retire(&self, entry: EntryId) {
-        // No registration has this key.
-        self.with(entry, |source| source.key = 0);
+        self.with(entry, |source| {
+            source.key = 0; // No registration has this key.
+            source.for_threads = None;
+        });
     }
 
     /// Has the operation wait until its handle is ready; `watch` has it watched for more than now.

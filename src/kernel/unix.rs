@@ -2,9 +2,7 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-#[cfg(target_os = "linux")]
-use std::os::fd::FromRawFd;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use std::time::Duration;
 
@@ -403,6 +401,18 @@ pub(crate) fn set_nonblocking(fd: RawFd, nonblocking: bool) -> bool {
             return false;
         }
         libc::fcntl(fd, libc::F_SETFL, flags ^ libc::O_NONBLOCK) == 0
+    }
+}
+
+/// Another descriptor of the same open file.
+pub(crate) fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes numbers; the descriptor that comes back is nobody's yet.
+    unsafe {
+        let duplicate = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3);
+        if duplicate < 0 {
+            return Err(last_error());
+        }
+        Ok(OwnedFd::from_raw_fd(duplicate))
     }
 }
 

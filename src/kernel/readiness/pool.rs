@@ -4,7 +4,7 @@
 //! `blocking` does as much; with it the library would have more crates on Linux than it allows itself.)
 
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -24,7 +24,8 @@ const IDLE: Duration = Duration::from_secs(10);
 struct Job {
     /// The operation, as a number: its slot is not looked at on a thread of the pool.
     slot: usize,
-    fd: RawFd,
+    /// Not the operation's own descriptor: its owner may close that while a thread is on its way here.
+    file: Arc<OwnedFd>,
     call: Call,
     jobs: Arc<Jobs>,
 }
@@ -102,9 +103,10 @@ impl Pool {
 
 impl Job {
     fn run(self) {
-        let Self { slot, fd, call, jobs } = self;
+        let Self { slot, file, call, jobs } = self;
         // SAFETY: the operation's memory stays until its result was taken (see `Send`).
-        let result = unsafe { make(fd, call) };
+        let result = unsafe { make(file.as_raw_fd(), call) };
+        drop(file);
         jobs.lock().push((slot, result));
         // The bell cannot fail but for a descriptor that is closed, which ours is not.
         let _ = jobs.bell.ring();
@@ -127,9 +129,9 @@ impl Jobs {
     }
 
     /// Has a thread make the operation's call.
-    pub(super) fn start(self: &Arc<Self>, slot: SlotRef, fd: RawFd) {
+    pub(super) fn start(self: &Arc<Self>, slot: SlotRef, file: Arc<OwnedFd>) {
         let jobs = Arc::clone(self);
-        POOL.start(Job { slot: slot.address(), fd, call: slot.call(), jobs });
+        POOL.start(Job { slot: slot.address(), file, call: slot.call(), jobs });
     }
 
     /// Takes the operation's job back, if no thread has begun it; it has ended then.
@@ -166,8 +168,7 @@ unsafe fn make(fd: RawFd, call: Call) -> Result<u32, Errno> {
     use std::os::unix::fs::FileExt;
     use std::{fs, io, slice};
 
-    // SAFETY: the file is not closed here; that its descriptor was closed meanwhile is answered with an
-    // error, or, if its number came back, is the misuse PrematureClose.
+    // SAFETY: the file is open until the job is done, and is not closed here.
     let mut file = ManuallyDrop::new(unsafe { fs::File::from_raw_fd(fd) });
     // SAFETY: of each slice: the call's bytes, which are this thread's for now. Reads write them only.
     let result = unsafe {
@@ -209,4 +210,38 @@ unsafe fn make(fd: RawFd, call: Call) -> Result<u32, Errno> {
         }
     };
     result.map(|count| count as u32).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::IntoRawFd;
+
+    use super::*;
+
+    // The registration may end, and the descriptor be closed and its number given out again, between the
+    // moment when a thread takes a job and its call. (Pitfall 34.)
+    #[test]
+    fn a_job_writes_to_its_own_file_whatever_became_of_the_descriptor() {
+        let directory = std::env::temp_dir();
+        let path = |name| directory.join(format!("ioqueue-pool-{}-{name}", std::process::id()));
+        let (mine, theirs) = (path("mine"), path("theirs"));
+        let (file, other) = (File::create(&mine).unwrap(), File::create(&theirs).unwrap());
+        let fd = file.into_raw_fd();
+        let duplicate = Arc::new(unix::duplicate(fd).unwrap());
+        let jobs = Jobs::new(Arc::new(Bell::new().unwrap()));
+        let bytes = b"mine";
+        let call = Call::WriteAt { at: bytes.as_ptr(), length: bytes.len(), offset: 0 };
+        let job = Job { slot: 64, file: duplicate, call, jobs: Arc::clone(&jobs) };
+        // SAFETY: the number is ours, and becomes that of the other file.
+        assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), fd) }, fd);
+        job.run();
+        assert_eq!(*jobs.lock(), [(64, Ok(4))]);
+        let written = (std::fs::read(&mine).unwrap(), std::fs::read(&theirs).unwrap());
+        // SAFETY: as above.
+        unsafe { libc::close(fd) };
+        std::fs::remove_file(mine).unwrap();
+        std::fs::remove_file(theirs).unwrap();
+        assert_eq!(written, (b"mine".to_vec(), Vec::new()));
+    }
 }
