@@ -24,9 +24,7 @@ use crate::kernel::owner::{self, Owner};
 use crate::kernel::{BindError, Event, Identity, Kernel, KernelKind};
 use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
-#[cfg(unix)]
-use crate::operation::Ending;
-use crate::operation::{Slab, SlotRef, State, dispose, settle};
+use crate::operation::{Ending, Slab, SlotRef, State, dispose, settle};
 use crate::task::{self, Task, Tasks};
 use crate::time::{Deadline, Timers};
 use crate::trace::event;
@@ -333,8 +331,7 @@ impl Inner {
         }
     }
 
-    /// An operation of a Unix kernel has ended. Runs no user code.
-    #[cfg(unix)]
+    /// An operation has ended, and no packet tells of it. Runs no user code.
     #[inline]
     fn ended(&self, slot: SlotRef, ending: Ending, out: &mut Vec<Continuation>) {
         // This was what stands for the packet.
@@ -660,7 +657,6 @@ impl Inner {
                 Claim::Wake => wake(),
                 Claim::Foreign => self.note_foreign(packet),
             },
-            #[cfg(unix)]
             Event::Ended(slot, ending) => self.ended(slot, ending, out),
             #[cfg(unix)]
             Event::Wake => wake(),
