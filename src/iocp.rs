@@ -146,15 +146,6 @@ impl Outcome {
         self.0 == Told::Failed(code)
     }
 
-    /// Why nothing was started, or what was remarked on: the status word says which.
-    pub(crate) fn failed_status(self) -> Option<NtStatus> {
-        match self.0 {
-            Told::Failed(code) => Some(status_of(code)),
-            Told::Warned(status) => Some(status),
-            _ => None,
-        }
-    }
-
     /// Nothing was even tried.
     pub(crate) const fn refused(refusal: Refusal) -> Self {
         Self(Told::Refused(refusal))

@@ -101,7 +101,8 @@ pub(crate) enum Identity {
 pub(crate) enum Event {
     /// A packet of a completion port, which is only a claim.
     Packet(Packet),
-    /// An operation of the queue's has ended, and no packet tells of it.
+    /// An operation of the queue's has ended.
+    #[cfg(unix)]
     Ended(SlotRef, Ending),
     /// The queue's notifier rang.
     #[cfg(unix)]

@@ -24,7 +24,9 @@ use crate::kernel::owner::{self, Owner};
 use crate::kernel::{BindError, Event, Identity, Kernel, KernelKind};
 use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
-use crate::operation::{Ending, Slab, SlotRef, State, dispose, settle};
+#[cfg(unix)]
+use crate::operation::Ending;
+use crate::operation::{Slab, SlotRef, State, dispose, settle};
 use crate::task::{self, Task, Tasks};
 use crate::time::{Deadline, Timers};
 use crate::trace::event;
@@ -331,7 +333,8 @@ impl Inner {
         }
     }
 
-    /// An operation has ended, and no packet tells of it. Runs no user code.
+    /// An operation of a Unix kernel has ended. Runs no user code.
+    #[cfg(unix)]
     #[inline]
     fn ended(&self, slot: SlotRef, ending: Ending, out: &mut Vec<Continuation>) {
         // This was what stands for the packet.
@@ -657,6 +660,7 @@ impl Inner {
                 Claim::Wake => wake(),
                 Claim::Foreign => self.note_foreign(packet),
             },
+            #[cfg(unix)]
             Event::Ended(slot, ending) => self.ended(slot, ending, out),
             #[cfg(unix)]
             Event::Wake => wake(),

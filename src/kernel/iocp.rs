@@ -4,10 +4,8 @@
 
 pub(crate) mod medium;
 pub(crate) mod packet;
-mod sequence;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
@@ -15,8 +13,8 @@ use windows_sys::Wdk::Storage::FileSystem::{
     FILE_SYNCHRONOUS_IO_ALERT, FILE_SYNCHRONOUS_IO_NONALERT,
 };
 use windows_sys::Win32::Foundation::{
-    ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, STATUS_ACCESS_DENIED, STATUS_CANCELLED,
-    STATUS_INVALID_HANDLE, STATUS_OBJECT_TYPE_MISMATCH, WAIT_TIMEOUT,
+    ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, STATUS_ACCESS_DENIED, STATUS_INVALID_HANDLE,
+    STATUS_OBJECT_TYPE_MISMATCH, WAIT_TIMEOUT,
 };
 use windows_sys::Win32::Networking::WinSock::WSAENOTCONN;
 use windows_sys::Win32::System::IO::OVERLAPPED_ENTRY;
@@ -26,14 +24,12 @@ use windows_sys::Win32::System::WindowsProgramming::{
 
 use self::medium::Medium;
 use self::packet::Packet;
-use self::sequence::Sequence;
 use super::call::{Call, Refusal};
 use super::{BindError, Binding, Event, Identity, Mark};
-use crate::error::NtStatus;
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
 use crate::nt::{Nt, Win32Error};
-use crate::operation::{Ending, SlotRef, State};
+use crate::operation::{SlotRef, State};
 
 /// How many packets one call may take off the port.
 const BATCH: usize = 128;
@@ -49,18 +45,12 @@ pub(crate) struct CompletionPort<N: Nt> {
     entries: RefCell<Box<[OVERLAPPED_ENTRY; BATCH]>>,
     /// By the index of their registration.
     bound: RefCell<Vec<Bound>>,
-    /// The indices of the files of which Windows has an operation that moves their position.
-    busy: RefCell<Vec<usize>>,
-    /// Operations that have ended without a packet, and how, where their status word does not say so.
-    ended: RefCell<VecDeque<(SlotRef, Option<Ending>)>>,
 }
 
 /// A handle that was bound to the port.
+#[derive(Clone, Copy)]
 struct Bound {
     medium: Medium,
-    /// What ends at once leaves no packet.
-    skips: bool,
-    sequence: Sequence,
     /// The last wait for readiness that Windows was asked for, and which use of its slot that was.
     poll: Option<(SlotRef, u32)>,
 }
@@ -80,14 +70,7 @@ impl<N: Nt> CompletionPort<N> {
     pub(crate) fn new(nt: N) -> io::Result<Self> {
         let port = Arc::new(nt.create_port()?);
         let entries = RefCell::new(Box::new([OVERLAPPED_ENTRY::default(); BATCH]));
-        Ok(Self {
-            nt,
-            port,
-            entries,
-            bound: RefCell::default(),
-            busy: RefCell::default(),
-            ended: RefCell::default(),
-        })
+        Ok(Self { nt, port, entries, bound: RefCell::default() })
     }
 
     /// The port itself, for what may outlive the queue: a notifier keeps it open, so that a wake-up
@@ -107,9 +90,8 @@ impl<N: Nt> CompletionPort<N> {
         match self.nt.associate(&self.port, handle, entry.key()) {
             Ok(()) => {
                 let (medium, may_skip) = self.look_at(handle, kind);
-                let binding = self.set_modes(handle, may_skip && !keep_packets);
-                self.remember(entry, medium, binding.skips);
-                Ok(binding)
+                self.remember(entry, medium);
+                Ok(self.set_modes(handle, may_skip && !keep_packets))
             }
             Err(code) => Err(self.explain(handle, code)),
         }
@@ -174,21 +156,18 @@ impl<N: Nt> CompletionPort<N> {
         }
     }
 
-    fn remember(&self, entry: EntryId, medium: Medium, skips: bool) {
+    fn remember(&self, entry: EntryId, medium: Medium) {
         let (mut bound, index) = (self.bound.borrow_mut(), entry.index());
-        let new = || Bound { medium, skips, sequence: Sequence::default(), poll: None };
+        let new = Bound { medium, poll: None };
         if index >= bound.len() {
-            bound.resize_with(index + 1, new);
+            bound.resize(index + 1, new);
         }
-        bound[index] = new();
+        bound[index] = new;
     }
 
     /// Takes `handle` off the port. Only with nothing in flight (pitfall 23): what is in flight keeps
     /// it bound.
-    pub(crate) fn unbind(&self, handle: RawHandle, entry: EntryId, left: bool) {
-        // What of it is with Windows ends by itself now, and moves nothing.
-        self.bound.borrow_mut()[entry.index()].sequence = Sequence::default();
-        self.busy.borrow_mut().retain(|&index| index != entry.index());
+    pub(crate) fn unbind(&self, handle: RawHandle, _: EntryId, left: bool) {
         if !left {
             self.nt.dissociate(handle);
         }
@@ -213,14 +192,6 @@ impl<N: Nt> CompletionPort<N> {
     /// Asks for an operation to be cancelled. False where there was nothing to cancel: it has
     /// ended, or was never started (pitfall 17).
     pub(crate) fn cancel(&self, slot: SlotRef) -> bool {
-        if let Some(entry) = slot.entry() {
-            let mut bound = self.bound.borrow_mut();
-            if bound[entry.index()].sequence.give_up(slot) {
-                let cancelled = Ending { status: NtStatus(STATUS_CANCELLED), bytes: 0 };
-                self.ended.borrow_mut().push_back((slot, Some(cancelled)));
-                return true;
-            }
-        }
         self.nt.cancel(slot.handle(), slot.overlapped()).is_ok()
     }
 
@@ -239,9 +210,6 @@ impl<N: Nt> CompletionPort<N> {
                 Ok(fitted) => fitted,
                 Err(outcome) => return outcome,
             };
-            if medium == Medium::File && matches!(fitted, Call::Read { .. } | Call::Write { .. }) {
-                return self.submit_in_turn(index, slot, fitted);
-            }
             let outcome = self.start(slot, fitted);
             // Nothing to receive from yet, or ever: a listener, say.
             if matches!(call, Call::Ready { .. }) && outcome.is_error(WSAENOTCONN as u32) {
@@ -264,65 +232,6 @@ impl<N: Nt> CompletionPort<N> {
         unsafe { self.start(slot, call) }
     }
 
-    /// Has a file read or written where the last such operation ended, once that is known.
-    ///
-    /// # Safety
-    /// As `submit`.
-    unsafe fn submit_in_turn(&self, index: usize, slot: SlotRef, call: Call) -> Outcome {
-        let mut bound = self.bound.borrow_mut();
-        let sequence = &mut bound[index].sequence;
-        if !sequence.settle() || sequence.is_waited_for() {
-            sequence.wait(slot, call);
-            return Outcome::PENDING;
-        }
-        // SAFETY: passed on.
-        let outcome = unsafe { self.start_here(sequence, slot, call) };
-        let mut busy = self.busy.borrow_mut();
-        if !sequence.settle() && !busy.contains(&index) {
-            busy.push(index);
-        }
-        outcome
-    }
-
-    /// Starts an operation at the file's position, which moves at once if the operation has ended.
-    ///
-    /// # Safety
-    /// As `submit`.
-    unsafe fn start_here(&self, sequence: &mut Sequence, slot: SlotRef, call: Call) -> Outcome {
-        slot.set_place(sequence.position());
-        // SAFETY: passed on.
-        let outcome = unsafe { self.start(slot, call) };
-        if outcome.failed_status().is_none() || !slot.is_kernels() {
-            sequence.begin(slot);
-            sequence.settle();
-        }
-        outcome
-    }
-
-    /// Moves on the positions of the files whose operations have ended, and starts the next ones. Comes
-    /// before anybody is told of those ends, because what has been told of may be gone.
-    fn take_turns(&self) {
-        let mut bound = self.bound.borrow_mut();
-        self.busy.borrow_mut().retain(|&index| {
-            let Bound { sequence, skips, .. } = &mut bound[index];
-            while sequence.settle() {
-                let Some((slot, call)) = sequence.next() else { return false };
-                // SAFETY: the operation has waited, so what it points to is what it was when it was
-                // submitted.
-                let outcome = unsafe { self.start_here(sequence, slot, call) };
-                let how = match (slot.is_kernels(), outcome.failed_status()) {
-                    (true, Some(status)) => Some(Ending { status, bytes: 0 }),
-                    (false, Some(_)) => None,
-                    (false, None) if *skips => None,
-                    // A packet will tell.
-                    _ => continue,
-                };
-                self.ended.borrow_mut().push_back((slot, how));
-            }
-            true
-        });
-    }
-
     /// # Safety
     /// As `submit`.
     unsafe fn start(&self, slot: SlotRef, call: Call) -> Outcome {
@@ -330,30 +239,16 @@ impl<N: Nt> CompletionPort<N> {
         unsafe { self.nt.start(slot.handle(), call, slot.overlapped(), slot.flags()) }
     }
 
-    fn next_end(&self) -> Option<(SlotRef, Option<Ending>)> {
-        self.ended.borrow_mut().pop_front()
-    }
-
     /// Takes one batch off the port and gives each packet to `sink`, which must run no user code.
     pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Event)) -> io::Result<()> {
         let mut entries = self.entries.borrow_mut();
-        let timeout_ms = if self.ended.borrow().is_empty() { timeout_ms } else { 0 };
         let filled = match self.nt.dequeue(&self.port, &mut entries[..], timeout_ms) {
             Ok(filled) => filled,
             Err(WAIT_TIMEOUT) => 0,
             Err(code) => return Err(io::Error::from_raw_os_error(code as i32)),
         };
-        if !self.busy.borrow().is_empty() {
-            self.take_turns();
-        }
         for entry in &entries[..filled] {
             sink(Event::Packet(Packet::from(entry)));
-        }
-        while let Some((slot, how)) = self.next_end() {
-            if let Some(ending) = how {
-                slot.end(ending);
-            }
-            sink(Event::Ended(slot, slot.read_ending()));
         }
         Ok(())
     }
