@@ -90,6 +90,12 @@ impl SocketAddress {
         i32::from(Family::from_ne_bytes(bytes))
     }
 
+    /// Whether it is one of the file system, or an abstract one.
+    #[cfg(unix)]
+    pub(crate) fn is_path(&self) -> bool {
+        self.family() == AF_UNIX
+    }
+
     fn part<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut part = [0; N];
         part.copy_from_slice(&self.bytes[at..at + N]);

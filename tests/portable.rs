@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -185,8 +185,7 @@ on_each_kernel! {
         let listener = queue.register(listener).unwrap();
         let accepting = listener.accept();
         let socket = unsafe {
-            use std::os::fd::FromRawFd;
-            std::os::fd::OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0))
+            OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0))
         };
         let socket = queue.register(socket).unwrap();
         queue.block_on(async {
@@ -279,5 +278,32 @@ on_each_kernel! {
         let (result, _) = queue.block_on(here.read(asked)).unwrap();
         assert!(result.is_err());
         drop(server);
+    }
+
+    #[cfg(target_os = "linux")] // Abstract names are its own.
+    /// A listener of a path that has no room refuses, and nothing goes round and round for it.
+    fn a_full_listener_refuses_a_connection_that_is_not_to_wait(queue) {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net as unix;
+
+        use ioqueue::SocketAddress;
+
+        let name = format!("\0ioqueue-{}-{:?}", std::process::id(), queue.kernel_kind());
+        let address = SocketAddress::unix(&name).unwrap();
+        let name = unix::SocketAddr::from_abstract_name(&name[1..]).unwrap();
+        let listener = unix::UnixListener::bind_addr(&name).unwrap();
+        unsafe { libc::listen(listener.as_raw_fd(), 0) };
+        let connect = || {
+            let socket = unsafe {
+                let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+                OwnedFd::from_raw_fd(libc::socket(libc::AF_UNIX, kind, 0))
+            };
+            let socket = queue.register(socket).unwrap();
+            let connecting = socket.connect(address).timeout(Duration::from_secs(5));
+            (queue.block_on(connecting).unwrap(), socket)
+        };
+        let (first, _connected) = connect();
+        first.unwrap();
+        assert_eq!(connect().0.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     }
 }

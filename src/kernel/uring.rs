@@ -455,7 +455,7 @@ impl Uring {
         tell: &mut impl FnMut(SlotRef, Ending),
     ) {
         let is_wanted = slot.state() == State::InFlight;
-        if result == -libc::EAGAIN || result == -libc::EWOULDBLOCK {
+        if (result == -libc::EAGAIN || result == -libc::EWOULDBLOCK) && can_be_polled(slot.call()) {
             // Its descriptor was told not to block, so the ring did not wait for it.
             if is_wanted && !polled {
                 self.push_poll(slot);
@@ -605,6 +605,16 @@ fn unregister(ring: RawFd, registered: RawFd) {
 unsafe fn register_call(ring: RawFd, what: u32, update: *mut Registration) -> i64 {
     // SAFETY: passed on.
     unsafe { libc::syscall(libc::SYS_io_uring_register, ring, what, update, 1) }
+}
+
+/// Whether a poll tells when a call that would have blocked is to be made again.
+fn can_be_polled(call: Call) -> bool {
+    match call {
+        // A listener of a path that has no room is no business of the socket's: it is always "ready".
+        // SAFETY: the address is the operation's, which has not ended; nobody writes to it.
+        Call::Connect { peer } => unsafe { !(*peer).is_path() },
+        _ => true,
+    }
 }
 
 /// The submission for a call.
