@@ -162,6 +162,17 @@ on_each_kernel! {
         assert_eq!(buffer, [5; 64]);
     }
 
+    /// Scenarios 1 and 2: found out by the call itself, without waiting.
+    fn after_the_peer_closed_a_write_is_an_error_and_a_read_is_the_end(queue) {
+        let (here, there) = UnixStream::pair().unwrap();
+        let here = queue.register(here).unwrap();
+        drop(there);
+        let (written, buffer) = queue.block_on(here.write(vec![7; 64])).unwrap();
+        assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::EPIPE));
+        assert_eq!(buffer, [7; 64]);
+        assert_eq!(queue.block_on(here.read(buffer)).unwrap().0.unwrap(), 0);
+    }
+
     fn files_are_read_and_written_at_places(queue) {
         let path = std::env::temp_dir().join(format!("ioqueue-{}-{:?}", std::process::id(), queue.kernel_kind()));
         let file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
