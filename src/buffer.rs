@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// which [`io_len`](Self::io_len) bytes may be read, from this thread and by the system. Bytes behind a
 /// pointer also stay where they are when the value is moved.
 pub unsafe trait IoBuf: 'static {
-    /// Where the bytes are.
+    /// Where the bytes are. Not null, even if there are none.
     fn io_ptr(&self) -> *const u8;
 
     /// How many bytes there are.

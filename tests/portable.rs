@@ -317,4 +317,18 @@ on_each_kernel! {
         first.unwrap();
         assert_eq!(connect().0.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     }
+
+    /// A registration that was forgotten, and its descriptor closed: the wait ends with the call's error,
+    /// and nobody asks again and again.
+    fn a_descriptor_that_was_closed_before_the_poll_ends_the_wait(queue) {
+        let (here, _there) = UnixStream::pair().unwrap();
+        let registered = queue.register(&here).unwrap();
+        let reading = registered.read(vec![0; 8]);
+        std::mem::forget(registered);
+        drop(here);
+        if queue.kernel_kind() == KernelKind::Uring {
+            let (result, _) = queue.block_on(reading).unwrap();
+            assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EBADF));
+        }
+    }
 }

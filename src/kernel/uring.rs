@@ -378,17 +378,23 @@ impl Uring {
         flags: u32,
         tell: &mut impl FnMut(SlotRef, Ending),
     ) {
-        if result < 0 && !cqueue::more(flags) && result != -libc::ECANCELED {
-            self.has_multishot.set(false); // Linux 5.11 and 5.12.
-        }
-        let events = if result < 0 { Events::default() } else { unix::events_of(result as i16) };
+        let (events, may_watch) = match -result {
+            ..=0 => (unix::events_of(result as i16), true),
+            libc::ECANCELED => (Events::default(), true),
+            libc::EINVAL => {
+                self.has_multishot.set(false); // Linux 5.11 and 5.12.
+                (Events::default(), true)
+            }
+            // A descriptor that was closed under its registration, say: the calls themselves tell.
+            _ => (unix::events_of(libc::POLLERR), false),
+        };
         let what = if user_data & TAG == SOURCE_IN { IN } else { OUT };
         self.sources.became_ready(
             EntryId::index_of_key((user_data >> 3) as usize),
             |source| poll_data(source.key, what) == user_data,
             events,
             if cqueue::more(flags) { 0 } else { what },
-            |source, more| self.watch(source, more),
+            |source, more| if may_watch { self.watch(source, more) } else { Err(libc::EBADF) },
             tell,
         );
     }
