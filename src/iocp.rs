@@ -179,7 +179,8 @@ impl Outcome {
 pub struct Completion<T> {
     /// The raw status.
     pub status: NtStatus,
-    /// Bytes moved. Valid for success and for warnings (`ERROR_MORE_DATA` keeps its bytes).
+    /// Bytes moved. Valid for success, for warnings (`ERROR_MORE_DATA` keeps its bytes), and for what was
+    /// cancelled halfway.
     pub bytes: u32,
     /// What the operation owned.
     pub state: T,

@@ -101,10 +101,16 @@
 //!
 //! # A program of your own
 //!
-//! A program that is to run on both makes its calls through a trait of a few lines, `read(..)` and
-//! `write(..)` say, which the program implements with `ReadFile` and the test with a [`Sim`]; it is
-//! generic over the handle too ([`AsAnyHandle`](crate::AsAnyHandle)). `tests/both` in the repository is
-//! one, with which the same tests run here and on Windows.
+//! A program that reads and writes with the [portable operations](crate::op) runs on both as it is, if it
+//! is generic over the handle (`Registered<H>`): they work on a [`SimHandle`] too. So does it on Linux'
+//! own kernels, which nothing here simulates.
+//!
+//! One that makes calls of Windows does so through a trait of a few lines, `read(..)` and `write(..)` say,
+//! which the program implements with `ReadFile` and the test with a [`Sim`]. `tests/both` in the
+//! repository is one, with which the same tests run here and on Windows.
+//!
+//! A file is opened once: [`SimHandle::duplicate`] is the same file object, which cannot be registered
+//! twice. A reader and a writer of one file share its `Registered` in an `Rc`.
 //!
 //! Choose the faults by what the program promises. [`Sim::new`] lets operations fail now and then: a test
 //! that unwraps their results will say so. [`Faults::orders`] lets none fail, but leaves no order, no time

@@ -232,7 +232,8 @@ pub struct Faults {
     pub cancel_loses: f64,
     /// A cancelled operation is aborted later.
     pub cancel_is_slow: f64,
-    /// A cancelled operation had moved some of its bytes.
+    /// A cancelled operation had moved some of its bytes: a write to a stream, or what a device was asked.
+    /// A cancelled read of a file or a stream never takes anything with it.
     pub cancel_halfway: f64,
     /// A new handle queues packets for what ends at once, though told not to (pitfall 2).
     pub ignores_skip: f64,
