@@ -135,7 +135,7 @@ pub enum KernelKind {
     Uring,
     /// epoll, kqueue, event ports: waits until a call would not block, then makes it.
     Readiness,
-    /// A simulated Windows, from `ioqueue::sim`.
+    /// A simulated Windows, from `ioqueue::sim`, in builds with the feature `sim`.
     Simulated,
 }
 

@@ -1,6 +1,8 @@
-//! An event queue for Windows' overlapped I/O, one per thread: register a handle, start its operation,
-//! await it. The handle may be one that no runtime has heard of, and the operation any call that takes
-//! an OVERLAPPED.
+//! An event queue, one per thread: register a handle, start its operation, await it. On Windows the
+//! handle may be one that no runtime has heard of, and the operation any call that takes an OVERLAPPED.
+//! On Linux the queue is an io_uring, or epoll where there is none.
+//!
+//! # On Windows: any overlapped call
 //!
 //! ```
 //! # #[cfg(windows)]
@@ -34,15 +36,57 @@
 //! # fn main() {}
 //! ```
 //!
+//! # On Linux: the portable operations
+//!
+//! There the operations are methods of [`Registered`]: reads, writes, accepts, connects, datagrams
+//! ([`mod@op`] lists them). Each takes its buffer, starts at once, and gives the buffer back with the
+//! result. An echo server:
+//!
+//! ```no_run
+//! use std::io;
+//! use std::net::{TcpListener, TcpStream};
+//!
+//! use ioqueue::{IoBuf, Registered};
+//!
+//! async fn echo(peer: Registered<TcpStream>) -> io::Result<()> {
+//!     let mut buffer = Vec::with_capacity(4096);
+//!     loop {
+//!         let (read, filled) = peer.read(buffer).await; // the buffer comes back with the result
+//!         if read? == 0 {
+//!             return Ok(()); // the end
+//!         }
+//!         buffer = filled; // from its start, as many bytes as were read
+//!         let mut done = 0;
+//!         while done < buffer.len() {
+//!             let (written, part) = peer.write(buffer.slice(done..)).await; // may take less
+//!             done += written?;
+//!             buffer = part.into_inner();
+//!         }
+//!     }
+//! }
+//!
+//! fn main() -> io::Result<()> {
+//!     let listener = Registered::new(TcpListener::bind("127.0.0.1:7000")?)?;
+//!     ioqueue::block_on(async {
+//!         loop {
+//!             let (peer, _from) = listener.accept().await?;
+//!             let echo = echo(Registered::new(TcpStream::from(peer))?);
+//!             ioqueue::spawn(async { echo.await.unwrap_or_else(|error| eprintln!("{error}")) })?.detach();
+//!         }
+//!     })?
+//! }
+//! ```
+//!
 //! # What it does not do
 //!
-//! - It brings no files, pipes or sockets of its own yet: you make the handle and the call, it waits.
+//! - It brings no files, pipes or sockets of its own yet: you make the handle, it does the waiting.
 //! - It is no runtime. Its futures work under any executor, as long as somebody polls the queue;
 //!   [`run`] and [`block_on`] do that, [`poll`] serves a loop of your own.
-//! - It has one kernel so far, Windows' completion ports. Elsewhere [`Queue::new`] says
-//!   `Unsupported`, and only a simulated Windows will do.
-//! - It was never run on a real Windows, only under Wine 10. `docs/TESTED.md` says what that leaves
-//!   open.
+//! - It does not make Linux a Windows: [`submit`], [`wait`] and the rest of [`mod@iocp`] work on a
+//!   completion port, real or simulated. Elsewhere they say `Unsupported`.
+//! - It was never run on a real Windows, only under Wine 10; on Linux only on x86-64 with one new kernel;
+//!   on macOS and the BSDs not at all, for which it is type-checked. `docs/TESTED.md` says what that
+//!   leaves open.
 //! - It moves nothing between threads: queues, futures and registrations are not `Send`. A
 //!   [`Notifier`] wakes a queue from anywhere.
 //!
@@ -52,13 +96,17 @@
 //! |---|---|
 //! | register a handle and own it | [`Registered`], [`Queue::register`] |
 //! | register a handle that somebody else owns | [`persist`], [`unregister`], [`AsAnyHandle`] |
-//! | start an operation and wait, in one | [`submit`], [`Registered::submit`], [`Outcome`](iocp::Outcome) |
+//! | read, write, accept, connect, on every system | [`mod@op`], [`IoBuf`] |
+//! | start any overlapped call and wait, in one | [`submit`], [`Registered::submit`], [`Outcome`](iocp::Outcome) |
 //! | make the call yourself, then wait | [`Overlapped`], [`wait`] |
 //! | park a continuation of another loop | [`wait_with`], [`Continuation`] |
-//! | cancel, and learn how it ended | [`Wait::cancel`](iocp::Wait::cancel), [`Wait::timeout`](iocp::Wait::timeout) |
+//! | cancel, and learn how it ended | [`Operation::cancel`], [`Operation::timeout`]; [`Wait::cancel`](iocp::Wait::cancel), [`Wait::timeout`](iocp::Wait::timeout) |
+//! | wait until a call of your own would not block | [`ready`], [`Event`] |
 //! | the raw status, an end of file, more data | [`Wait::exact`](iocp::Wait::exact), [`Completion`](iocp::Completion) |
 //! | poll, run, spawn tasks | [`Queue`], [`Task`] |
 //! | wake the queue from another thread | [`Notifier`] |
+//! | use it from a program whose threads are not its own | [`Remote`] |
+//! | choose the kernel | [`Queue::builder`], [`KernelKind`] |
 //! | sleep, tick | [`sleep`], [`interval`], [`timeout`] |
 //! | tell a mistake from an I/O error | [`Misuse`], [`PersistError`], [`mod@error`] |
 //! | see what is in flight | [`Queue::pending`] |

@@ -34,9 +34,23 @@
 //! - A handle's reads follow each other in the order they were started, and so do its writes. What has a
 //!   place of its own ([`read_at`](Registered::read_at), [`write_at`](Registered::write_at)), accepts and
 //!   datagrams go on side by side, any number at a time.
-//! - A read or a write may move fewer bytes than there is room for, and never more than 2 GiB.
+//! - A read or a write may move fewer bytes than there is room for, and never more than 2 GiB. A read into
+//!   a buffer without room (`Vec::new()`) is `Ok(0)`, as the end is.
+//! - A read fills its buffer from the start, whatever was in it: nothing has to be cleared, and a part
+//!   ([`IoBuf::slice`]) keeps what stands before it.
 //! - What was refused before the call ([`Misuse`](crate::Misuse), [`Closed`](crate::error::Closed)) is the result, and the
 //!   buffer comes back with it.
+//!
+//! # What is not
+//!
+//! - On Windows a file that is opened for overlapped use has no position. There `read`, `write` and their
+//!   vectored forms are `InvalidInput` for a file.
+//! - The simulated Windows (`ioqueue::sim`) has no accept, connect, datagrams with addresses, or `ready`:
+//!   they are `Unsupported` there.
+//! - The test suite runs these operations on Linux, on both kernels; not yet under Wine, on Windows, or on
+//!   the simulation.
+//!
+//! A handle that several tasks use is shared in an `Rc`; the methods take `&self`.
 
 use std::fmt;
 use std::future::Future;
@@ -957,14 +971,16 @@ impl<H> Registered<H> {
     }
 
     /// Reads on from where the last read ended, or what comes next on a stream: as much as there is,
-    /// up to the buffer's capacity. 0 is the end.
+    /// up to the buffer's capacity. 0 is the end, or a buffer without room. On Windows files have no
+    /// position: use [`read_at`](Self::read_at) there.
     #[track_caller]
     #[inline]
     pub fn read<B: IoBufMut>(&self, buffer: B) -> Operation<Read<B>> {
         self.begin(Read { buffer, from: From::Stream }, Location::caller())
     }
 
-    /// Writes on from where the last write ended, or next on a stream. May write less than there is.
+    /// Writes on from where the last write ended, or next on a stream. May write less than there is. On
+    /// Windows files have no position: use [`write_at`](Self::write_at) there.
     #[track_caller]
     #[inline]
     pub fn write<B: IoBuf>(&self, buffer: B) -> Operation<Write<B>> {
@@ -1043,7 +1059,8 @@ impl<H> Registered<H> {
         self.begin(Accept(Accepted::new(self.registration())), Location::caller())
     }
 
-    /// Connects a socket.
+    /// Connects a socket. The standard library makes none that is not connected yet; those of the crate
+    /// `socket2` convert into its types (`TcpStream::from`), before or after they are connected.
     #[track_caller]
     pub fn connect(&self, peer: impl Into<SocketAddress>) -> Operation<Connect> {
         let connect = Connect {

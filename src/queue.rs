@@ -1046,7 +1046,7 @@ impl Queue {
     ///
     /// Its kernel is a completion port on Windows, io_uring on Linux, or readiness (epoll, kqueue) where
     /// io_uring is missing or refused, and elsewhere. The environment variable `IOQUEUE_KERNEL` (`iocp`,
-    /// `uring`, `readiness`, `sim`) forces one, for tests; [`builder`](Self::builder) does in a program.
+    /// `uring`, `readiness`; `sim` with that feature) forces one, for tests; [`builder`](Self::builder) does in a program.
     ///
     /// # Errors
     /// When the system gives no completion port, ring or descriptor; `Unsupported` for a kernel that was
