@@ -331,4 +331,26 @@ on_each_kernel! {
             assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EBADF));
         }
     }
+
+    /// Bad input: an offset over 2^63 is refused, whichever way the call would have gone.
+    fn a_place_beyond_any_file_is_refused(queue) {
+        let name = format!("ioqueue-far-{}-{:?}", std::process::id(), queue.kernel_kind());
+        let path = std::env::temp_dir().join(name);
+        let mut options = std::fs::File::options();
+        let file = options.read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let file = queue.register(file).unwrap();
+        queue.block_on(async {
+            // Where buffered writes can't be tried, everything after them goes the longer way.
+            assert_eq!(file.write("0123456789").await.0.unwrap(), 10);
+            for offset in [u64::MAX, 1 << 63] {
+                let (read, _) = file.read_at(vec![0; 2], offset).await;
+                assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+                let (written, _) = file.write_at("ZZ", offset).await;
+                assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::InvalidInput);
+            }
+            let (read, bytes) = file.read_at(vec![0; 12], 0).await;
+            assert_eq!((read.unwrap(), &bytes[..]), (10, &b"0123456789"[..]));
+        }).unwrap();
+    }
 }

@@ -442,7 +442,10 @@ impl Sources {
             let waits = source.medium != Medium::File && !source.input.is_empty();
             if waits && source.drained && unix::ready_now(source.fd, op::Event::Read).is_ok() {
                 source.drained = false;
-                source.is_stream = Some(false); // It was wrong once.
+                if idle {
+                    // It was wrong. In a busy queue the edge may just not have been told of yet.
+                    source.is_stream = Some(false);
+                }
                 source.retry(Direction::In, tell);
             }
         }

@@ -169,6 +169,12 @@ impl Uring {
     /// # Safety
     /// What `call` points to stays valid, and nobody else's, until the operation's end.
     pub(crate) unsafe fn submit(&self, slot: SlotRef, call: Call) -> Outcome {
+        if let Call::ReadAt { offset, .. } | Call::WriteAt { offset, .. } = call {
+            // To the ring such a place means the current one.
+            if i64::try_from(offset).is_err() {
+                return Outcome::from_errno(libc::EINVAL);
+            }
+        }
         slot.set_call(call);
         let is_socket = self.sources.with(entry_of(slot), |source| source.medium == Medium::Socket);
         if is_socket && waits_for_the_edge(call) {
