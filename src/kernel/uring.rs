@@ -131,15 +131,16 @@ impl Uring {
     }
 
     /// The descriptor may be closed from now on.
-    pub(crate) fn unbind(&self, _: RawHandle, entry: EntryId, _: bool) {
+    pub(crate) fn unbind(&self, _: RawHandle, entry: EntryId, left: bool) {
         let (key, watched) = self.sources.with(entry, |source| (source.key, source.watched));
         for what in [IN, OUT] {
             if watched & what != 0 {
-                let entry = opcode::PollRemove::new(poll_data(key, what)).build();
+                // Not PollRemove, which gives up on a poll that has just fired (EALREADY).
+                let entry = opcode::AsyncCancel::new(poll_data(key, what)).build();
                 self.push(entry.user_data(NOBODY));
             }
         }
-        self.flush(watched != 0);
+        self.flush(left || watched != 0);
         self.sources.retire(entry);
     }
 

@@ -1,0 +1,343 @@
+#![cfg(unix)]
+//! Streams of every kind: what goes in at one end comes out at the other, and how they end.
+
+#[macro_use]
+mod each_kernel;
+
+use std::io::{self, Read, Write};
+use std::thread;
+
+use each_kernel::{
+    HalfWay, Stream, Way, finish_by_turns, look_around, noise, poll_once, read_full, two_ways,
+    ways, ways_in, ways_out, write_full,
+};
+use ioqueue::{IoBuf, Registered};
+
+/// Writes `round * step` bytes of `pattern`, over and over.
+async fn pour(stream: Registered<Stream>, pattern: Vec<u8>, rounds: usize) -> Registered<Stream> {
+    let mut pattern = pattern;
+    for _ in 0..rounds {
+        pattern = write_full(&stream, pattern).await;
+    }
+    stream
+}
+
+/// Reads what [`pour`] writes, in parts as they come, and says how much it was.
+async fn drink(stream: Registered<Stream>, pattern: Vec<u8>, room: usize) -> usize {
+    let (mut total, mut buffer) = (0, Vec::with_capacity(room));
+    loop {
+        let (count, part) = stream.read(buffer).await;
+        buffer = part;
+        let count = count.unwrap();
+        if count == 0 {
+            return total;
+        }
+        assert_eq!(buffer.len(), count);
+        let mut rest = &buffer[..];
+        while !rest.is_empty() {
+            let from = total % pattern.len();
+            let length = rest.len().min(pattern.len() - from);
+            assert!(rest[..length] == pattern[from..from + length], "wrong bytes at {total}");
+            total += length;
+            rest = &rest[length..];
+        }
+    }
+}
+
+on_each_kernel! {
+    /// Scenario 1: whether the read waits already, or comes after the end.
+    fn a_read_after_the_peer_closed_is_the_end(queue) {
+        for is_early in [true, false] {
+            for Way { name, from, to } in ways(queue) {
+                let early = is_early.then(|| to.read(vec![7; 8]));
+                queue.block_on(look_around()).unwrap();
+                drop(from);
+                let (count, buffer) = queue.block_on(early.unwrap_or_else(|| to.read(vec![7; 8]))).unwrap();
+                assert_eq!((count.unwrap(), buffer.len()), (0, 0), "{name}");
+                // And it stays the end.
+                assert_eq!(queue.block_on(to.read(vec![7; 8])).unwrap().0.unwrap(), 0, "{name}");
+            }
+        }
+    }
+
+    /// Scenario 1: what was written before the end comes before it, also when both came before the read.
+    fn the_last_bytes_come_before_the_end(queue) {
+        for Way { name, from, to } in ways(queue) {
+            // The first read has the handle watched from here on.
+            let first = to.read(vec![0; 64]);
+            queue.block_on(write_full(&from, "first")).unwrap();
+            assert_eq!(queue.block_on(first).unwrap().1, b"first", "{name}");
+            queue.block_on(write_full(&from, "last")).unwrap();
+            drop(from);
+            queue.block_on(look_around()).unwrap();
+            let (count, buffer) = queue.block_on(to.read(vec![0; 64])).unwrap();
+            assert_eq!((count.unwrap(), &buffer[..]), (4, &b"last"[..]), "{name}");
+            assert_eq!(queue.block_on(to.read(vec![0; 64])).unwrap().0.unwrap(), 0, "{name}");
+        }
+    }
+
+    /// As the last, for a host that never waits in the queue: nothing may depend on that.
+    fn a_host_that_never_waits_sees_the_end_after_the_last_bytes(queue) {
+        for Way { name, from, to } in ways(queue) {
+            let first = to.read(vec![0; 64]);
+            queue.block_on(write_full(&from, "first")).unwrap();
+            queue.block_on(first).unwrap().0.unwrap();
+            queue.block_on(write_full(&from, "last")).unwrap();
+            drop(from);
+            queue.block_on(look_around()).unwrap();
+            assert_eq!(queue.block_on(to.read(vec![0; 64])).unwrap().0.unwrap(), 4, "{name}");
+            let (count, _) = finish_by_turns(queue, to.read(vec![0; 64]));
+            assert_eq!(count.unwrap(), 0, "{name}");
+        }
+    }
+
+    /// Scenario 2: an error, sooner or later (what TCP learns takes a moment), and no signal.
+    fn a_write_after_the_peer_closed_is_an_error(queue) {
+        for Way { name, from, to } in ways(queue) {
+            drop(to);
+            let error = queue.block_on(async {
+                loop {
+                    let (count, bytes) = from.write("data").await;
+                    assert_eq!(bytes, "data");
+                    if let Err(error) = count {
+                        return error;
+                    }
+                    look_around().await;
+                }
+            });
+            let kind = error.unwrap().kind();
+            let is_right = matches!(kind, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+            assert!(is_right, "{name}: {kind:?}");
+        }
+    }
+
+    /// Scenario 2: a write that waits for room learns of it too.
+    fn a_write_that_waits_learns_that_the_peer_closed(queue) {
+        for Way { name, from, to } in ways(queue) {
+            let (error, written) = queue.block_on(async {
+                let mut written = 0;
+                let waiting = loop {
+                    let mut writing = from.write(vec![1; 1 << 20]);
+                    look_around().await;
+                    match poll_once(&mut writing) {
+                        std::task::Poll::Ready((count, _)) => written += count.unwrap(),
+                        std::task::Poll::Pending => break writing,
+                    }
+                };
+                drop(to);
+                (waiting.await.0.unwrap_err(), written)
+            }).unwrap();
+            let kind = error.kind();
+            let is_right = matches!(kind, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+            assert!(is_right && written > 0, "{name}: {kind:?}");
+        }
+    }
+
+    /// Scenario 3: 160 MiB to and fro at once, the readers first.
+    fn readers_that_suspend_first_get_all_of_a_big_duplex_stream(queue) {
+        const PATTERN: usize = 1_000_003;
+        const ROUNDS: usize = 84; // 80 MiB and some.
+        let pattern = noise(PATTERN);
+        for Way { name, from, to } in two_ways(queue) {
+            let (from, to) = (std::rc::Rc::new(from), std::rc::Rc::new(to));
+            let total = queue.block_on(async {
+                let reads: Vec<_> = [from.clone(), to.clone()].into_iter().map(|stream| {
+                    let pattern = pattern.clone();
+                    queue.spawn(async move {
+                        let (mut total, mut buffer) = (0, Vec::with_capacity(256 << 10));
+                        while total < PATTERN * ROUNDS {
+                            let (count, part) = stream.read(buffer).await;
+                            buffer = part;
+                            let mut rest = &buffer[..count.unwrap()];
+                            assert!(!rest.is_empty(), "an early end");
+                            while !rest.is_empty() {
+                                let at = total % PATTERN;
+                                let length = rest.len().min(PATTERN - at);
+                                assert!(rest[..length] == pattern[at..at + length], "at {total}");
+                                (total, rest) = (total + length, &rest[length..]);
+                            }
+                        }
+                        total
+                    })
+                }).collect();
+                look_around().await;
+                let writes: Vec<_> = [from, to].into_iter().map(|stream| {
+                    let mut pattern = pattern.clone();
+                    queue.spawn(async move {
+                        for _ in 0..ROUNDS {
+                            pattern = write_full(&*stream, pattern).await;
+                        }
+                    })
+                }).collect();
+                for write in writes {
+                    write.await;
+                }
+                let mut total = 0;
+                for read in reads {
+                    total += read.await;
+                }
+                total
+            }).unwrap();
+            assert_eq!(total, 2 * PATTERN * ROUNDS, "{name}");
+        }
+    }
+
+    /// Scenario 3, for what goes one way: a slow reader, and a writer that has to wait.
+    fn all_that_is_written_comes_out_whatever_the_sizes(queue) {
+        let pattern = noise(100_003);
+        for room in [1_000, 4096, 1 << 20] {
+            for Way { name, from, to } in ways(queue) {
+                let reading = queue.spawn(drink(to, pattern.clone(), room));
+                let total = queue.block_on(async {
+                    drop(pour(from, pattern.clone(), 20).await);
+                    reading.await
+                });
+                assert_eq!(total.unwrap(), 20 * pattern.len(), "{name}");
+            }
+        }
+    }
+
+    /// Scenario 4: a write of nothing sends nothing, and a read of nothing takes nothing.
+    fn reads_and_writes_of_nothing_end_and_move_nothing(queue) {
+        for Way { name, from, to } in ways(queue) {
+            assert_eq!(queue.block_on(from.write("")).unwrap().0.unwrap(), 0, "{name}");
+            assert_eq!(queue.block_on(from.write(Vec::new())).unwrap().0.unwrap(), 0, "{name}");
+            queue.block_on(write_full(&from, "data")).unwrap();
+            assert_eq!(queue.block_on(to.read(Vec::new())).unwrap().0.unwrap(), 0, "{name}");
+            assert_eq!(queue.block_on(to.read([0; 0])).unwrap().0.unwrap(), 0, "{name}");
+            assert_eq!(queue.block_on(read_full(&to, 4)).unwrap(), b"data", "{name}");
+        }
+    }
+
+    /// Scenario 5: what is read by the queue is written by a thread that blocks.
+    fn a_stream_comes_from_a_blocking_end(queue) {
+        for HalfWay { name, ours, mut theirs } in ways_in(queue) {
+            let thread = thread::spawn(move || {
+                let pattern = noise(50_021);
+                for part in pattern.chunks(777) {
+                    theirs.write_all(part).unwrap();
+                }
+            });
+            let all = queue.block_on(read_full(&ours, 1 << 20)).unwrap();
+            assert!(all == noise(50_021), "{name}: {} bytes", all.len());
+            thread.join().unwrap();
+        }
+    }
+
+    /// Scenario 5, the other way round.
+    fn a_stream_goes_to_a_blocking_end(queue) {
+        for HalfWay { name, ours, mut theirs } in ways_out(queue) {
+            let thread = thread::spawn(move || {
+                let mut all = Vec::new();
+                theirs.read_to_end(&mut all).unwrap();
+                all
+            });
+            queue.block_on(write_full(&ours, noise(1_000_003))).unwrap();
+            drop(ours);
+            assert!(thread.join().unwrap() == noise(1_000_003), "{name}");
+        }
+    }
+
+    /// Scenario 6: lines, wherever the stream is cut.
+    fn lines_are_the_same_wherever_the_stream_is_cut(queue) {
+        const TEXT: &[u8] = b"a\nbb\n\nccc\nthe rest";
+        for cut in 0..=TEXT.len() {
+            for room in [1, 2, 5, 64] {
+                for HalfWay { name, ours, mut theirs } in ways_in(queue) {
+                    let lines = queue.block_on(async {
+                        theirs.write_all(&TEXT[..cut]).unwrap();
+                        let (mut all, mut buffer) = (Vec::new(), Vec::with_capacity(room));
+                        let mut theirs = Some(theirs);
+                        loop {
+                            if all.len() >= cut {
+                                if let Some(mut theirs) = theirs.take() {
+                                    theirs.write_all(&TEXT[cut..]).unwrap();
+                                }
+                            }
+                            let (count, part) = ours.read(buffer).await;
+                            if count.unwrap() == 0 {
+                                break;
+                            }
+                            all.extend_from_slice(&part);
+                            buffer = part;
+                        }
+                        all.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect::<Vec<_>>()
+                    }).unwrap();
+                    assert_eq!(lines, TEXT.split(|&byte| byte == b'\n').collect::<Vec<_>>(), "{name}");
+                }
+            }
+        }
+    }
+
+    /// A read fills one buffer after the other, and says of each how much of it is filled.
+    fn several_buffers_are_filled_and_emptied_in_their_order(queue) {
+        for Way { name, from, to } in ways(queue) {
+            // What has to wait, then what is there.
+            for waits in [true, false] {
+                let room = || [Vec::with_capacity(2), Vec::with_capacity(4), Vec::with_capacity(8)];
+                let early = waits.then(|| to.read_vectored(room()));
+                let sending = from.write_vectored([&b"ab"[..], b"", b"cdefg"]);
+                assert_eq!(queue.block_on(sending).unwrap().0.unwrap(), 7, "{name}");
+                let reading = early.unwrap_or_else(|| to.read_vectored(room()));
+                let (count, parts) = queue.block_on(reading).unwrap();
+                assert_eq!(count.unwrap(), 7, "{name}");
+                assert_eq!(parts, [&b"ab"[..], b"cdef", b"g"], "{name}");
+            }
+        }
+    }
+
+    /// Q13: parts of a buffer, and what has a fixed length.
+    fn only_the_part_that_was_asked_for_is_read_or_written(queue) {
+        for Way { name, from, to } in ways(queue) {
+            queue.block_on(from.write(Vec::from("0123456789").slice(2..5))).unwrap().0.unwrap();
+            let (count, part) = queue.block_on(to.read([b'-'; 8].slice(1..7))).unwrap();
+            assert_eq!((count.unwrap(), &part.into_inner()), (3, b"-234----"), "{name}");
+            queue.block_on(from.write(String::from("text"))).unwrap().0.unwrap();
+            let (count, vec) = queue.block_on(to.read(Vec::from("ab").slice(2..2))).unwrap();
+            assert_eq!((count.unwrap(), &vec.into_inner()[..]), (0, &b"ab"[..]), "{name}");
+            let mut vec = Vec::from("ab");
+            vec.reserve_exact(8);
+            let (count, vec) = queue.block_on(to.read(vec.slice(1..))).unwrap();
+            assert_eq!((count.unwrap(), &vec.into_inner()[..]), (4, &b"atext"[..]), "{name}");
+        }
+    }
+
+    /// What is full waits, and goes on when there is room.
+    fn a_full_stream_waits_for_its_reader(queue) {
+        for HalfWay { name, ours, mut theirs } in ways_out(queue) {
+            let mut written = 0;
+            let mut waiting = loop {
+                let mut writing = ours.write(vec![3; 1 << 20]);
+                queue.block_on(look_around()).unwrap();
+                match poll_once(&mut writing) {
+                    std::task::Poll::Ready((count, _)) => written += count.unwrap(),
+                    std::task::Poll::Pending => break writing,
+                }
+            };
+            assert!(queue.running());
+            let mut sink = vec![0; written];
+            theirs.read_exact(&mut sink).unwrap();
+            assert!(sink.iter().all(|&byte| byte == 3), "{name}");
+            let reading = thread::spawn(move || theirs.read_to_end(&mut Vec::new()).unwrap());
+            let count = queue.block_on(&mut waiting).unwrap().0.unwrap();
+            assert!(count > 0, "{name}");
+            drop(ours);
+            assert_eq!(reading.join().unwrap(), count, "{name}");
+        }
+    }
+
+    /// Q10: a read and a write of one handle are in flight together.
+    fn both_directions_are_in_flight_together(queue) {
+        for Way { name, from, to } in two_ways(queue) {
+            let reads = [from.read(vec![0; 8]), to.read(vec![0; 8])];
+            queue.block_on(look_around()).unwrap();
+            let writes = [from.write("one"), to.write("other")];
+            for (write, length) in writes.into_iter().zip([3, 5]) {
+                assert_eq!(queue.block_on(write).unwrap().0.unwrap(), length, "{name}");
+            }
+            for (read, expected) in reads.into_iter().zip(["other", "one"]) {
+                assert_eq!(queue.block_on(read).unwrap().1, expected.as_bytes(), "{name}");
+            }
+        }
+    }
+}
