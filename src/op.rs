@@ -328,6 +328,21 @@ impl Accepted {
         let peer = sockets::accepted(listener, &socket, &self.room)?;
         Ok((socket, peer))
     }
+
+    #[cfg(unix)]
+    fn error(error: io::Error) -> io::Error {
+        error
+    }
+
+    /// What a client that is gone again is called elsewhere.
+    #[cfg(windows)]
+    fn error(error: io::Error) -> io::Error {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, NotConnected};
+        match error.kind() {
+            ConnectionReset | NotConnected => io::Error::new(ConnectionAborted, error),
+            _ => error,
+        }
+    }
 }
 
 #[cfg(windows)]
@@ -666,7 +681,7 @@ unsafe impl Request for Accept {
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {
-        result.and_then(|_| self.0.finish())
+        result.and_then(|_| self.0.finish()).map_err(Accepted::error)
     }
 }
 
