@@ -146,6 +146,15 @@ impl Outcome {
         self.0 == Told::Failed(code)
     }
 
+    /// Why nothing was started, or what was remarked on: the status word says which.
+    pub(crate) fn failed_status(self) -> Option<NtStatus> {
+        match self.0 {
+            Told::Failed(code) => Some(status_of(code)),
+            Told::Warned(status) => Some(status),
+            _ => None,
+        }
+    }
+
     /// Nothing was even tried.
     pub(crate) const fn refused(refusal: Refusal) -> Self {
         Self(Told::Refused(refusal))
@@ -186,6 +195,9 @@ pub struct Completion<T> {
     pub state: T,
     verdict: Verdict,
 }
+
+/// What Winsock says of a socket that its own side has shut down.
+const SHUT_DOWN: NtStatus = NtStatus::from_win32(WSAESHUTDOWN as u32);
 
 /// Whether an error is the kernel's word or the queue knows better.
 #[derive(Debug, Clone, Copy)]
@@ -232,7 +244,6 @@ impl<T> Completion<T> {
     /// As `read_result` for a read whose caller wants what came: what is in the buffer counts, also
     /// where the message was longer (pitfall 47). After a shutdown of its own there is nothing more.
     pub(crate) fn received(&self) -> io::Result<u32> {
-        const SHUT_DOWN: NtStatus = NtStatus::from_win32(WSAESHUTDOWN as u32);
         match self.verdict {
             Verdict::Kernel if self.has_more_data() => Ok(self.bytes),
             Verdict::Kernel if self.status == SHUT_DOWN => Ok(0),
@@ -240,10 +251,14 @@ impl<T> Completion<T> {
         }
     }
 
-    /// As `result` for a write: what went out before it was cancelled counts (pitfall 10).
+    /// As `result` for a write: what went out before it was cancelled counts (pitfall 10), and what
+    /// nobody will ever read is a broken pipe, on whatever it was written.
     pub(crate) fn sent(&self) -> io::Result<u32> {
         match self.verdict {
             Verdict::Kernel if self.status.is_cancelled() && self.bytes > 0 => Ok(self.bytes),
+            Verdict::Kernel if self.status == SHUT_DOWN || self.status.is_end_of_file() => {
+                self.result().map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))
+            }
             _ => self.result(),
         }
     }

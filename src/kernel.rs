@@ -101,8 +101,7 @@ pub(crate) enum Identity {
 pub(crate) enum Event {
     /// A packet of a completion port, which is only a claim.
     Packet(Packet),
-    /// An operation of the queue's has ended.
-    #[cfg(unix)]
+    /// An operation of the queue's has ended, and no packet tells of it.
     Ended(SlotRef, Ending),
     /// The queue's notifier rang.
     #[cfg(unix)]
@@ -264,6 +263,19 @@ impl Kernel {
         with!(self, room => room.unbind(handle, entry, left));
     }
 
+    /// A registration ends: nothing that waits for its turn under it is started any more.
+    pub(crate) fn forget(&self, entry: EntryId) {
+        match *self {
+            #[cfg(windows)]
+            Self::Windows(ref port) => port.forget(entry),
+            #[cfg(feature = "sim")]
+            Self::Sim(ref port) => port.forget(entry),
+            // Their rooms are told in `unbind`.
+            #[cfg(unix)]
+            _ => {}
+        }
+    }
+
     pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
         with!(self, room => room.identity(handle, mark))
     }
@@ -271,6 +283,18 @@ impl Kernel {
     /// Asks for an operation to be cancelled; true where there was something to cancel.
     pub(crate) fn cancel(&self, slot: SlotRef) -> bool {
         with!(self, room => room.cancel(slot))
+    }
+
+    /// Whether the system has an operation that has not ended, or it only waits for its turn.
+    pub(crate) fn has(&self, slot: SlotRef) -> bool {
+        match *self {
+            #[cfg(windows)]
+            Self::Windows(ref port) => port.has(slot),
+            #[cfg(feature = "sim")]
+            Self::Sim(ref port) => port.has(slot),
+            #[cfg(unix)]
+            _ => true,
+        }
     }
 
     /// Makes the call at once, where that neither blocks nor overtakes another: how it ended, or

@@ -238,7 +238,7 @@ impl Slot {
     }
 
     /// How the operation ended, once the status word has left the kernel's hands.
-    fn read_ending(&self) -> Ending {
+    pub(crate) fn read_ending(&self) -> Ending {
         let status = self.status();
         debug_assert!(status.0 != STATUS_PENDING);
         // SAFETY: the status word is final, so the kernel writes here no more; the word is aligned
@@ -398,10 +398,27 @@ impl SlotRef {
         }
     }
 
-    /// Marks where in a file the operation takes place, over the full 64 bits (pitfall 22).
+    /// Ends an operation that the kernel does not have, or, on Unix, does not have any more. The last thing
+    /// a room does with it.
+    pub(crate) fn end(self, ending: Ending) {
+        debug_assert!(self.is_kernels());
+        // SAFETY: the words are in our slot, aligned, and nobody else's (see above).
+        unsafe {
+            (*self.overlapped.get()).InternalHigh = ending.bytes as usize;
+            (*self.overlapped.get()).Internal = ending.status.0 as u32 as usize;
+        }
+    }
+
+    /// Marks where in a file the operation takes place, before it is exposed.
     pub(crate) fn set_offset(self, offset: u64) {
         debug_assert!(matches!(self.state(), State::Idle));
-        // SAFETY: an idle slot is not the kernel's.
+        self.set_place(offset);
+    }
+
+    /// As `set_offset`, also when it is about to be started: over the full 64 bits (pitfall 22).
+    pub(crate) fn set_place(self, offset: u64) {
+        debug_assert!(self.is_kernels());
+        // SAFETY: the operation was not started yet, so only we write here.
         unsafe {
             let place = &raw mut (*self.overlapped.get()).Anonymous.Anonymous;
             (*place).Offset = offset as u32;
@@ -452,17 +469,6 @@ impl SlotRef {
 
     pub(crate) fn set_behind(self, slot: Option<SlotRef>) {
         self.behind.set(slot);
-    }
-
-    /// The kernel is done with the operation. The last thing a room does with it.
-    pub(crate) fn end(self, ending: Ending) {
-        debug_assert!(self.is_kernels());
-        // SAFETY: the words are in our slot, aligned, and nobody else's: the kernels of Unix do not
-        // know them.
-        unsafe {
-            (*self.overlapped.get()).InternalHigh = ending.bytes as usize;
-            (*self.overlapped.get()).Internal = ending.status.0 as u32 as usize;
-        }
     }
 }
 

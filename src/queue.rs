@@ -24,9 +24,7 @@ use crate::kernel::owner::{self, Owner};
 use crate::kernel::{BindError, Event, Identity, Kernel, KernelKind};
 use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
-#[cfg(unix)]
-use crate::operation::Ending;
-use crate::operation::{Slab, SlotRef, State, dispose, settle};
+use crate::operation::{Ending, Slab, SlotRef, State, dispose, settle};
 use crate::task::{self, Task, Tasks};
 use crate::time::{Deadline, Timers};
 use crate::trace::event;
@@ -333,8 +331,7 @@ impl Inner {
         }
     }
 
-    /// An operation of a Unix kernel has ended. Runs no user code.
-    #[cfg(unix)]
+    /// An operation has ended, and no packet tells of it. Runs no user code.
     #[inline]
     fn ended(&self, slot: SlotRef, ending: Ending, out: &mut Vec<Continuation>) {
         // This was what stands for the packet.
@@ -403,6 +400,8 @@ impl Inner {
 
     /// Takes an entry off the registry and frees what was only kept for its packets.
     fn end_registration(&self, entry: EntryId) {
+        // Before any of its operations' memory is used again.
+        self.kernel.forget(entry);
         let operations = self.registry.borrow().operations(entry);
         self.registry.borrow_mut().detach(entry);
         for slot in operations {
@@ -576,7 +575,7 @@ impl Inner {
                 }
                 State::Done | State::Retired | State::Idle | State::Free => continue,
             }
-            left |= slot.is_kernels();
+            left |= slot.is_kernels() && self.kernel.has(slot);
         }
         let facts = self.registry.borrow().facts(entry);
         self.end_registration(entry);
@@ -660,7 +659,6 @@ impl Inner {
                 Claim::Wake => wake(),
                 Claim::Foreign => self.note_foreign(packet),
             },
-            #[cfg(unix)]
             Event::Ended(slot, ending) => self.ended(slot, ending, out),
             #[cfg(unix)]
             Event::Wake => wake(),

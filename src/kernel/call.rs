@@ -136,8 +136,6 @@ impl Call {
 pub(crate) enum Refusal {
     /// The kernel has no completion port, for which the call is.
     NoOverlapped,
-    /// A completion port's files have no position.
-    NoPosition,
     /// Only what was written to a file can be put on a disk.
     NoFile,
     /// A completion port tells only of sockets whether they are ready.
@@ -156,10 +154,6 @@ impl From<Refusal> for io::Error {
             Refusal::NoOverlapped => (
                 Unsupported,
                 "this queue's kernel knows no OVERLAPPED: use the operations of Registered",
-            ),
-            Refusal::NoPosition => (
-                InvalidInput,
-                "a file that is opened for overlapped use has no position: use read_at and write_at",
             ),
             Refusal::NoFile => (InvalidInput, "only files can be synced"),
             Refusal::NoReadiness => {

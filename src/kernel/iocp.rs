@@ -4,8 +4,10 @@
 
 pub(crate) mod medium;
 pub(crate) mod packet;
+mod sequence;
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
@@ -13,8 +15,8 @@ use windows_sys::Wdk::Storage::FileSystem::{
     FILE_SYNCHRONOUS_IO_ALERT, FILE_SYNCHRONOUS_IO_NONALERT,
 };
 use windows_sys::Win32::Foundation::{
-    ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, STATUS_ACCESS_DENIED, STATUS_INVALID_HANDLE,
-    STATUS_OBJECT_TYPE_MISMATCH, WAIT_TIMEOUT,
+    ERROR_INVALID_HANDLE, ERROR_INVALID_PARAMETER, STATUS_ACCESS_DENIED, STATUS_CANCELLED,
+    STATUS_INVALID_HANDLE, STATUS_OBJECT_TYPE_MISMATCH, WAIT_TIMEOUT,
 };
 use windows_sys::Win32::Networking::WinSock::WSAENOTCONN;
 use windows_sys::Win32::System::IO::OVERLAPPED_ENTRY;
@@ -24,12 +26,14 @@ use windows_sys::Win32::System::WindowsProgramming::{
 
 use self::medium::Medium;
 use self::packet::Packet;
+use self::sequence::Sequence;
 use super::call::{Call, Refusal};
 use super::{BindError, Binding, Event, Identity, Mark};
+use crate::error::NtStatus;
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
 use crate::nt::{Nt, Win32Error};
-use crate::operation::{SlotRef, State};
+use crate::operation::{Ending, SlotRef, State};
 
 /// How many packets one call may take off the port.
 const BATCH: usize = 128;
@@ -45,12 +49,18 @@ pub(crate) struct CompletionPort<N: Nt> {
     entries: RefCell<Box<[OVERLAPPED_ENTRY; BATCH]>>,
     /// By the index of their registration.
     bound: RefCell<Vec<Bound>>,
+    /// The indices of the files of which Windows has an operation that moves their position.
+    busy: RefCell<Vec<usize>>,
+    /// Operations that have ended without a packet, and how, where their status word does not say so.
+    ended: RefCell<VecDeque<(SlotRef, Option<Ending>)>>,
 }
 
 /// A handle that was bound to the port.
-#[derive(Clone, Copy)]
 struct Bound {
     medium: Medium,
+    /// What ends at once leaves no packet.
+    skips: bool,
+    sequence: Sequence,
     /// The last wait for readiness that Windows was asked for, and which use of its slot that was.
     poll: Option<(SlotRef, u32)>,
 }
@@ -70,7 +80,14 @@ impl<N: Nt> CompletionPort<N> {
     pub(crate) fn new(nt: N) -> io::Result<Self> {
         let port = Arc::new(nt.create_port()?);
         let entries = RefCell::new(Box::new([OVERLAPPED_ENTRY::default(); BATCH]));
-        Ok(Self { nt, port, entries, bound: RefCell::default() })
+        Ok(Self {
+            nt,
+            port,
+            entries,
+            bound: RefCell::default(),
+            busy: RefCell::default(),
+            ended: RefCell::default(),
+        })
     }
 
     /// The port itself, for what may outlive the queue: a notifier keeps it open, so that a wake-up
@@ -90,8 +107,9 @@ impl<N: Nt> CompletionPort<N> {
         match self.nt.associate(&self.port, handle, entry.key()) {
             Ok(()) => {
                 let (medium, may_skip) = self.look_at(handle, kind);
-                self.remember(entry, medium);
-                Ok(self.set_modes(handle, may_skip && !keep_packets))
+                let binding = self.set_modes(handle, may_skip && !keep_packets);
+                self.remember(entry, medium, binding.skips);
+                Ok(binding)
             }
             Err(code) => Err(self.explain(handle, code)),
         }
@@ -156,13 +174,13 @@ impl<N: Nt> CompletionPort<N> {
         }
     }
 
-    fn remember(&self, entry: EntryId, medium: Medium) {
+    fn remember(&self, entry: EntryId, medium: Medium, skips: bool) {
         let (mut bound, index) = (self.bound.borrow_mut(), entry.index());
-        let new = Bound { medium, poll: None };
+        let new = || Bound { medium, skips, sequence: Sequence::default(), poll: None };
         if index >= bound.len() {
-            bound.resize(index + 1, new);
+            bound.resize_with(index + 1, new);
         }
-        bound[index] = new;
+        bound[index] = new();
     }
 
     /// Takes `handle` off the port. Only with nothing in flight (pitfall 23): what is in flight keeps
@@ -171,6 +189,24 @@ impl<N: Nt> CompletionPort<N> {
         if !left {
             self.nt.dissociate(handle);
         }
+    }
+
+    /// Gives up what waits for its turn under a registration that ends: also one whose handle turned out
+    /// to be closed, whose value may be another file's now. What is with Windows ends by itself, and moves
+    /// nothing; its memory may be another operation's by then.
+    pub(crate) fn forget(&self, entry: EntryId) {
+        let mut bound = self.bound.borrow_mut();
+        let Some(bound) = bound.get_mut(entry.index()) else { return };
+        let mut sequence = std::mem::take(&mut bound.sequence);
+        self.busy.borrow_mut().retain(|&index| index != entry.index());
+        while let Some((slot, _)) = sequence.next() {
+            self.end_unstarted(slot);
+        }
+    }
+
+    fn end_unstarted(&self, slot: SlotRef) {
+        let cancelled = Ending { status: NtStatus(STATUS_CANCELLED), bytes: 0 };
+        self.ended.borrow_mut().push_back((slot, Some(cancelled)));
     }
 
     /// Whether `handle` still names the file object that was bound (pitfalls 29 and 34).
@@ -192,7 +228,19 @@ impl<N: Nt> CompletionPort<N> {
     /// Asks for an operation to be cancelled. False where there was nothing to cancel: it has
     /// ended, or was never started (pitfall 17).
     pub(crate) fn cancel(&self, slot: SlotRef) -> bool {
+        if let Some(entry) = slot.entry() {
+            let mut bound = self.bound.borrow_mut();
+            if bound[entry.index()].sequence.give_up(slot) {
+                self.end_unstarted(slot);
+                return true;
+            }
+        }
         self.nt.cancel(slot.handle(), slot.overlapped()).is_ok()
+    }
+
+    /// Whether Windows has an operation, or never had it: it was given up while it waited for its turn.
+    pub(crate) fn has(&self, slot: SlotRef) -> bool {
+        !self.ended.borrow().iter().any(|&(ended, _)| ended == slot)
     }
 
     /// Starts a portable call as the operation in `slot`.
@@ -210,6 +258,9 @@ impl<N: Nt> CompletionPort<N> {
                 Ok(fitted) => fitted,
                 Err(outcome) => return outcome,
             };
+            if medium == Medium::File && matches!(fitted, Call::Read { .. } | Call::Write { .. }) {
+                return self.submit_in_turn(index, slot, fitted);
+            }
             let outcome = self.start(slot, fitted);
             // Nothing to receive from yet, or ever: a listener, say.
             if matches!(call, Call::Ready { .. }) && outcome.is_error(WSAENOTCONN as u32) {
@@ -232,6 +283,65 @@ impl<N: Nt> CompletionPort<N> {
         unsafe { self.start(slot, call) }
     }
 
+    /// Has a file read or written where the last such operation ended, once that is known.
+    ///
+    /// # Safety
+    /// As `submit`.
+    unsafe fn submit_in_turn(&self, index: usize, slot: SlotRef, call: Call) -> Outcome {
+        let mut bound = self.bound.borrow_mut();
+        let sequence = &mut bound[index].sequence;
+        if !sequence.settle() || sequence.is_waited_for() {
+            sequence.wait(slot, call);
+            return Outcome::PENDING;
+        }
+        // SAFETY: passed on.
+        let outcome = unsafe { self.start_here(sequence, slot, call) };
+        let mut busy = self.busy.borrow_mut();
+        if !sequence.settle() && !busy.contains(&index) {
+            busy.push(index);
+        }
+        outcome
+    }
+
+    /// Starts an operation at the file's position, which moves at once if the operation has ended.
+    ///
+    /// # Safety
+    /// As `submit`.
+    unsafe fn start_here(&self, sequence: &mut Sequence, slot: SlotRef, call: Call) -> Outcome {
+        slot.set_place(sequence.position());
+        // SAFETY: passed on.
+        let outcome = unsafe { self.start(slot, call) };
+        if outcome.failed_status().is_none() || !slot.is_kernels() {
+            sequence.begin(slot);
+            sequence.settle();
+        }
+        outcome
+    }
+
+    /// Moves on the positions of the files whose operations have ended, and starts the next ones. Comes
+    /// before anybody is told of those ends, because what has been told of may be gone.
+    fn take_turns(&self) {
+        let mut bound = self.bound.borrow_mut();
+        self.busy.borrow_mut().retain(|&index| {
+            let Bound { sequence, skips, .. } = &mut bound[index];
+            while sequence.settle() {
+                let Some((slot, call)) = sequence.next() else { return false };
+                // SAFETY: the operation has waited, so what it points to is what it was when it was
+                // submitted.
+                let outcome = unsafe { self.start_here(sequence, slot, call) };
+                let how = match (slot.is_kernels(), outcome.failed_status()) {
+                    (true, Some(status)) => Some(Ending { status, bytes: 0 }),
+                    (false, Some(_)) => None,
+                    (false, None) if *skips && outcome == Outcome::FINISHED => None,
+                    // A packet will tell.
+                    _ => continue,
+                };
+                self.ended.borrow_mut().push_back((slot, how));
+            }
+            true
+        });
+    }
+
     /// # Safety
     /// As `submit`.
     unsafe fn start(&self, slot: SlotRef, call: Call) -> Outcome {
@@ -239,16 +349,30 @@ impl<N: Nt> CompletionPort<N> {
         unsafe { self.nt.start(slot.handle(), call, slot.overlapped(), slot.flags()) }
     }
 
+    fn next_end(&self) -> Option<(SlotRef, Option<Ending>)> {
+        self.ended.borrow_mut().pop_front()
+    }
+
     /// Takes one batch off the port and gives each packet to `sink`, which must run no user code.
     pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Event)) -> io::Result<()> {
         let mut entries = self.entries.borrow_mut();
+        let timeout_ms = if self.ended.borrow().is_empty() { timeout_ms } else { 0 };
         let filled = match self.nt.dequeue(&self.port, &mut entries[..], timeout_ms) {
             Ok(filled) => filled,
             Err(WAIT_TIMEOUT) => 0,
             Err(code) => return Err(io::Error::from_raw_os_error(code as i32)),
         };
+        if !self.busy.borrow().is_empty() {
+            self.take_turns();
+        }
         for entry in &entries[..filled] {
             sink(Event::Packet(Packet::from(entry)));
+        }
+        while let Some((slot, how)) = self.next_end() {
+            if let Some(ending) = how {
+                slot.end(ending);
+            }
+            sink(Event::Ended(slot, slot.read_ending()));
         }
         Ok(())
     }

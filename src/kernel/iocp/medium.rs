@@ -1,7 +1,7 @@
 //! What a registered handle leads to, and what that makes of a portable call.
 //!
-//! Files take a place with each call and have no position. Pipes and devices read and write next on
-//! their stream, one buffer a call: what several hold goes through one. Sockets have calls of their own.
+//! Files, pipes and devices are read and written through one buffer a call: what several hold goes through
+//! one. Sockets have calls of their own.
 
 use std::ptr::NonNull;
 
@@ -57,14 +57,6 @@ impl Medium {
     /// What `call` points to is valid.
     pub(crate) unsafe fn fit(self, call: Call) -> Result<Call, Outcome> {
         match call {
-            Call::Read { .. }
-            | Call::Write { .. }
-            | Call::ReadVectored { .. }
-            | Call::WriteVectored { .. }
-                if self == Self::File =>
-            {
-                Err(Outcome::refused(Refusal::NoPosition))
-            }
             Call::Read { at, length } if self.is_socket() => Ok(Call::Receive { at, length }),
             Call::Write { at, length } if self.is_socket() => Ok(Call::Send { at, length }),
             Call::ReadVectored { parts, count, gathered } if !self.is_socket() => {
