@@ -1,6 +1,5 @@
 //! Waking a queue from another thread.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -87,17 +86,21 @@ impl Shared {
             self.discard(runnable);
             return;
         }
-        let runnable = Cell::new(Some(runnable));
-        if self.local.with(|local| local.extend(runnable.take())).is_some() {
-            return;
+        match self.local.claim() {
+            Some(owner) => self.local.with_owner(&owner, |local| local.push_back(runnable)),
+            None => self.schedule_from_afar(runnable),
         }
+    }
+
+    /// A task can go on, as another thread says.
+    fn schedule_from_afar(&self, runnable: Runnable) {
         let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_closed() {
             drop(remote);
-            runnable.take().into_iter().for_each(|runnable| self.discard(runnable));
+            self.discard(runnable);
             return;
         }
-        remote.extend(runnable.take());
+        remote.push(runnable);
         self.has_remote.store(true, Ordering::Release);
         drop(remote);
         self.ring_until_heard();
@@ -112,16 +115,28 @@ impl Shared {
     }
 
     /// The task that became ready first.
+    #[inline]
     pub(crate) fn next(&self, owner: &Owner) -> Option<Runnable> {
         if self.has_remote.load(Ordering::Acquire) {
-            // Whoever holds the lock is about to ring; or was ended with the process, while holding it.
-            match self.remote.try_lock() {
-                Ok(remote) => self.take_over(owner, remote),
-                Err(TryLockError::Poisoned(remote)) => self.take_over(owner, remote.into_inner()),
-                Err(TryLockError::WouldBlock) => {}
-            }
+            self.fetch(owner);
         }
         self.local.with_owner(owner, VecDeque::pop_front)
+    }
+
+    /// Takes over what other threads have woken, if none of them is just at it.
+    #[cold]
+    fn fetch(&self, owner: &Owner) {
+        // Whoever holds the lock is about to ring; or was ended with the process, while holding it.
+        match self.remote.try_lock() {
+            Ok(remote) => self.take_over(owner, remote),
+            Err(TryLockError::Poisoned(remote)) => self.take_over(owner, remote.into_inner()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+
+    /// How many tasks are ready, but for those that other threads have just woken.
+    pub(crate) fn len(&self, owner: &Owner) -> usize {
+        self.local.with_owner(owner, |local| local.len())
     }
 
     fn take_over(&self, owner: &Owner, mut remote: MutexGuard<'_, Vec<Runnable>>) {
@@ -129,6 +144,7 @@ impl Shared {
         self.local.with_owner(owner, |local| local.extend(remote.drain(..)));
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self, owner: &Owner) -> bool {
         !self.has_remote.load(Ordering::Acquire)
             && self.local.with_owner(owner, |local| local.is_empty())
@@ -198,7 +214,8 @@ impl Blocker {
 
     /// Whether it was woken since the last time.
     pub(crate) fn take(&self) -> bool {
-        self.woken.swap(false, Ordering::AcqRel)
+        // Looked at first: a swap costs as much as all else of a turn.
+        self.is_woken() && self.woken.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn is_woken(&self) -> bool {

@@ -26,7 +26,7 @@ use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
 use crate::operation::{Ending, Slab, SlotRef, State, dispose, settle};
 use crate::task::{self, Task, Tasks};
-use crate::time::{Deadline, Timers};
+use crate::time::{Deadline, FOR_EVER_MS, Timers};
 use crate::trace::event;
 
 /// How many operations that end at once a task may do before the others get their turn (pitfall
@@ -68,7 +68,7 @@ pub(crate) struct Inner {
     pub(crate) registry: RefCell<Registry>,
     pub(crate) tasks: Tasks,
     pub(crate) timers: Timers,
-    /// What `run` took off the kernel and has not resumed yet.
+    /// What came off the kernel and was neither handed out nor resumed yet.
     ready: RefCell<VecDeque<Continuation>>,
     /// Waits that were over before they began, for the next poll to hand out.
     over: RefCell<Vec<Continuation>>,
@@ -93,8 +93,6 @@ pub(crate) struct Inner {
     closed: Cell<bool>,
     /// Asks the kernel nothing any more.
     ended: Cell<bool>,
-    /// Reused by every turn of `run`.
-    batch: Cell<Vec<Continuation>>,
     /// The thread is going away: nothing may block.
     exiting: Cell<bool>,
 }
@@ -187,7 +185,6 @@ impl Inner {
             running: Cell::new(false),
             closed: Cell::new(false),
             ended: Cell::new(false),
-            batch: Cell::default(),
             exiting: Cell::new(false),
         });
         let _ = QUEUES.try_with(|queues| {
@@ -333,20 +330,22 @@ impl Inner {
 
     /// An operation has ended, and no packet tells of it. Runs no user code.
     #[inline]
-    fn ended(&self, slot: SlotRef, ending: Ending, out: &mut Vec<Continuation>) {
+    fn ended(&self, slot: SlotRef, ending: Ending, out: &mut VecDeque<Continuation>) {
         // This was what stands for the packet.
         slot.no_packet_due();
         if slot.state() == State::InFlight && ending.status.0 == 0 {
             slot.finish_with(ending);
             self.count(slot, false);
-            out.extend(slot.take_waiter());
+            if let Some(waiter) = slot.take_waiter() {
+                out.push_back(waiter);
+            }
         } else {
             self.complete(slot, out);
         }
     }
 
     /// An operation's end has come. Runs no user code.
-    fn complete(&self, slot: SlotRef, out: &mut Vec<Continuation>) {
+    fn complete(&self, slot: SlotRef, out: &mut VecDeque<Continuation>) {
         match slot.state() {
             State::InFlight | State::Cancelling => {
                 let unexpected = slot.state() == State::InFlight;
@@ -355,7 +354,9 @@ impl Inner {
                 if unexpected {
                     self.look_for_close(slot);
                 }
-                out.extend(slot.take_waiter());
+                if let Some(waiter) = slot.take_waiter() {
+                    out.push_back(waiter);
+                }
             }
             State::Orphaned => {
                 slot.finish();
@@ -632,20 +633,19 @@ impl Inner {
         }
     }
 
-    fn collect(&self, out: &mut Vec<Continuation>) {
-        let mut over = self.over.borrow_mut();
-        if !over.is_empty() {
-            out.append(&mut over);
-        }
-        drop(over);
-        while let Some(runnable) = self.shared.next(&self.owner) {
-            out.push(Continuation::Task(Runnable::new(runnable)));
+    /// Appends to `runnable` what is ready: tasks last, because what the kernel brought is older.
+    fn hand_over(&self, runnable: &mut Vec<Continuation>) {
+        runnable.extend(self.ready.borrow_mut().drain(..));
+        while let Some(task) = self.shared.next(&self.owner) {
+            runnable.push(Continuation::Task(Runnable::new(task)));
         }
     }
 
     /// Takes one batch off the kernel. Says whether a notifier rang. Runs no user code.
-    fn dequeue(&self, timeout_ms: u32, out: &mut Vec<Continuation>) -> io::Result<bool> {
+    fn dequeue(&self, timeout_ms: u32) -> io::Result<bool> {
         let mut notified = false;
+        let mut ready = self.ready.borrow_mut();
+        let out = &mut *ready;
         let mut wake = || {
             self.shared.answered();
             notified = true;
@@ -706,47 +706,58 @@ impl Inner {
         true
     }
 
-    /// Asks the kernel until something became ready, the time is up, or (unless `even_idle`)
-    /// nothing is waited for. Runs no user code; `after_turn` does.
-    fn turn(
-        &self,
-        out: &mut Vec<Continuation>,
-        timeout: Option<Duration>,
-        even_idle: bool,
-    ) -> io::Result<()> {
-        let before = out.len();
-        self.collect(out);
-        let idle = |out: &Vec<Continuation>| {
-            let waited_for = self.counted.get() + self.tasks.len() + self.timers.len();
-            !even_idle && out.len() == before && waited_for == 0
-        };
+    /// Asks the kernel until something is ready, the time is up, or (unless `even_idle`) nothing is
+    /// waited for. Runs no user code; `after_turn` does.
+    fn turn(&self, timeout: Option<Duration>, even_idle: bool) -> io::Result<()> {
+        let mut over = self.over.borrow_mut();
+        if !over.is_empty() {
+            self.ready.borrow_mut().extend(over.drain(..));
+        }
+        drop(over);
         if self.closed.get() {
             return Ok(());
         }
+        let idle = || !even_idle && self.counted.get() + self.tasks.len() + self.timers.len() == 0;
         // Also with nothing to wait for, what others posted is taken off the port.
-        let at_once = out.len() > before || idle(out);
-        let timeout = if at_once { Some(Duration::ZERO) } else { timeout };
+        let timeout = if self.has_ready() || idle() { Some(Duration::ZERO) } else { timeout };
         // Reading the clock can be a call into the system, so only a deadline makes us do it. None
         // can be added before the end of this turn, and what ends at zero has ended at any time.
-        let has_deadline =
-            timeout.is_some_and(|timeout| !timeout.is_zero()) || self.timers.len() > 0;
-        let time = || if has_deadline { self.kernel.now() } else { Duration::ZERO };
-        let mut now = time();
-        let deadline = Deadline::after(now, timeout);
+        let is_timed = timeout.is_some_and(|timeout| !timeout.is_zero()) || self.timers.len() > 0;
+        if is_timed {
+            return self.timed_turn(timeout, idle);
+        }
+        let rest_ms = if timeout.is_some() { 0 } else { FOR_EVER_MS };
         loop {
-            let notified = self.dequeue(deadline.or(self.timers.first()).rest_ms(now), out)?;
-            // Read once a poll that did not have to wait again.
-            now = time();
+            let notified = self.dequeue(rest_ms)?;
             self.clock.set(self.kernel.coarse_now());
-            while let Some(waker) = self.timers.expire(now) {
-                out.extend(waker.map(Continuation::Waker));
-            }
-            self.collect(out);
-            let unheard = !self.unwanted.borrow().is_empty() || self.has_foreign();
-            if out.len() > before || notified || unheard || idle(out) || deadline.has_passed(now) {
+            if self.has_ready() || rest_ms == 0 || notified || self.has_unheard() || idle() {
                 return Ok(());
             }
         }
+    }
+
+    /// A turn that may end by the clock.
+    fn timed_turn(&self, timeout: Option<Duration>, idle: impl Fn() -> bool) -> io::Result<()> {
+        let mut now = self.kernel.now();
+        let deadline = Deadline::after(now, timeout);
+        loop {
+            let notified = self.dequeue(deadline.or(self.timers.first()).rest_ms(now))?;
+            // Read once a poll that did not have to wait again.
+            now = self.kernel.now();
+            self.clock.set(self.kernel.coarse_now());
+            while let Some(waker) = self.timers.expire(now) {
+                self.ready.borrow_mut().extend(waker.map(Continuation::Waker));
+            }
+            let is_over = notified || self.has_unheard() || idle() || deadline.has_passed(now);
+            if self.has_ready() || is_over {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether `after_turn` has something to do.
+    fn has_unheard(&self) -> bool {
+        !self.unwanted.borrow().is_empty() || self.has_foreign()
     }
 
     /// Drops what nobody wants and reports foreign packets: user code, with nothing borrowed.
@@ -756,16 +767,6 @@ impl Inner {
             dispose(self, slot);
         }
         while self.hooked.get() && self.tell_foreign() {}
-    }
-
-    /// One turn into `ready`, from where `run` and `block_on` resume.
-    fn turn_for_run(&self, timeout: Option<Duration>, even_idle: bool) -> io::Result<()> {
-        let mut batch = self.batch.take();
-        let result = self.turn(&mut batch, timeout, even_idle);
-        self.ready.borrow_mut().extend(batch.drain(..));
-        self.batch.set(batch);
-        self.after_turn();
-        result
     }
 
     /// What became ready first.
@@ -782,6 +783,19 @@ impl Inner {
             || !self.shared.is_empty(&self.owner)
     }
 
+    /// Resumes what became ready first. False where nothing is.
+    #[inline]
+    fn resume_next(&self) -> bool {
+        if !self.ready.borrow().is_empty() {
+            let first = self.ready.borrow_mut().pop_front();
+            first.map(Continuation::resume);
+            return true;
+        }
+        let Some(task) = self.shared.next(&self.owner) else { return false };
+        task.run();
+        true
+    }
+
     /// Resumes what is ready, then asks the kernel, until `step` says that it is done.
     fn resume_until(&self, even_idle: bool, mut step: impl FnMut() -> Step) -> io::Result<()> {
         let mut resumed = 0;
@@ -794,23 +808,23 @@ impl Inner {
                 return Err(Closed.into());
             }
             let others_first = self.overdue.get() || resumed == RESUMES;
-            if let Some(continuation) = if others_first { None } else { self.next_ready() } {
+            if !others_first && self.resume_next() {
                 resumed += 1;
-                continuation.resume();
                 continue;
             }
-            resumed = 0;
-            let at_once = step == Step::Again || self.has_ready();
-            self.turn_for_run(at_once.then_some(Duration::ZERO), even_idle)?;
+            let at_once = step == Step::Again;
+            let turned = self.turn(at_once.then_some(Duration::ZERO), even_idle);
+            self.after_turn();
+            turned?;
             // What that brought has its turn before `step`, which may never be done being busy.
-            let brought = self.ready.borrow().len();
+            let brought = self.ready.borrow().len() + self.shared.len(&self.owner);
+            resumed = 0;
             while resumed < RESUMES && (resumed as usize) < brought {
                 let may_go_on = !self.overdue.get() && !self.closed.get();
-                let Some(continuation) = may_go_on.then(|| self.next_ready()).flatten() else {
+                if !may_go_on || !self.resume_next() {
                     break;
-                };
+                }
                 resumed += 1;
-                continuation.resume();
             }
         }
     }
@@ -937,7 +951,6 @@ impl Inner {
     fn drain(&self, deadline: Deadline, latest: Deadline) {
         let mut now = self.kernel.now();
         let mut unheard = self.sweep(false);
-        let mut batch = Vec::new();
         loop {
             // Looked at once even where nothing is owed; waited only for what is.
             let stragglers = self.has_stragglers() && !latest.has_passed(now);
@@ -948,9 +961,8 @@ impl Inner {
                 (_, true) => deadline.or(latest).rest_ms(now),
             };
             let rest = if unheard { rest.min(SWEEP_MS) } else { rest };
-            let result = self.dequeue(rest, &mut batch);
+            let result = self.dequeue(rest);
             unheard = self.sweep(false);
-            self.ready.borrow_mut().extend(batch.drain(..));
             self.after_turn();
             self.drop_ready_tasks();
             now = self.kernel.now();
@@ -1212,11 +1224,12 @@ impl Queue {
         runnable: &mut Vec<Continuation>,
         timeout: Option<Duration>,
     ) -> io::Result<()> {
-        // What a panic left behind in `run` comes first.
-        let left_behind = !self.inner.ready.borrow().is_empty();
-        runnable.extend(self.inner.ready.borrow_mut().drain(..));
-        let timeout = if left_behind { Some(Duration::ZERO) } else { timeout };
-        let result = self.inner.turn(runnable, timeout, false);
+        let before = runnable.len();
+        // What a panic left behind in `run` comes first, and what became ready since.
+        self.inner.hand_over(runnable);
+        let timeout = if runnable.len() > before { Some(Duration::ZERO) } else { timeout };
+        let result = self.inner.turn(timeout, false);
+        self.inner.hand_over(runnable);
         self.inner.after_turn();
         result
     }

@@ -64,12 +64,14 @@ impl<T> fmt::Debug for Task<T> {
 pub(crate) struct Tasks {
     wakers: RefCell<Vec<Option<Waker>>>,
     free: RefCell<Vec<usize>>,
+    unfinished: Cell<usize>,
     /// How many of them are being polled just now, one inside the other.
     inside: Cell<usize>,
 }
 
 impl Tasks {
     fn reserve(&self) -> usize {
+        self.unfinished.set(self.unfinished.get() + 1);
         if let Some(index) = self.free.borrow_mut().pop() {
             return index;
         }
@@ -79,6 +81,7 @@ impl Tasks {
     }
 
     fn remove(&self, index: usize) {
+        self.unfinished.set(self.unfinished.get() - 1);
         let waker = self.wakers.borrow_mut()[index].take();
         self.free.borrow_mut().push(index);
         drop(waker);
@@ -86,7 +89,7 @@ impl Tasks {
 
     /// How many tasks are unfinished.
     pub(crate) fn len(&self) -> usize {
-        self.wakers.borrow().len() - self.free.borrow().len()
+        self.unfinished.get()
     }
 
     /// How many tasks are being polled, one inside the other.

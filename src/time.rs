@@ -15,7 +15,7 @@ use crate::queue::Inner;
 
 /// The longest finite wait one call can ask for: all ones means for ever.
 const LONGEST_MS: u32 = u32::MAX - 1;
-const FOR_EVER_MS: u32 = u32::MAX;
+pub(crate) const FOR_EVER_MS: u32 = u32::MAX;
 
 /// When a poll has to be back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -57,19 +57,17 @@ impl<T> OwnedBy<T> {
         THREAD.try_with(|thread| *thread == self.owner).unwrap_or(false)
     }
 
-    /// Gives `use_it` the value, or nothing on another thread. `use_it` must not come back here.
-    ///
-    /// # Panics
-    /// When it does.
-    pub(crate) fn with<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> Option<R> {
-        // SAFETY: numbers are given out once, so this is the thread that made the cell.
-        self.is_owner().then(|| unsafe { self.enter(use_it) })
+    /// The proof, where the calling thread owns it.
+    #[inline]
+    pub(crate) fn claim(&self) -> Option<Owner> {
+        self.is_owner().then_some(Owner { thread: self.owner, not_send: PhantomData })
     }
 
-    /// As [`with`](Self::with), for the holder of the proof.
+    /// Gives `use_it` the value, which must not come back here.
     ///
     /// # Panics
     /// When `use_it` comes back here, or the proof is another thread's.
+    #[inline]
     pub(crate) fn with_owner<R>(&self, owner: &Owner, use_it: impl FnOnce(&mut T) -> R) -> R {
         assert!(owner.thread == self.owner, "the proof of another thread");
         // SAFETY: a proof is made on the thread whose number it has and never leaves it.
