@@ -223,16 +223,18 @@ impl Source {
             if call.receives() && self.drained {
                 return;
             }
-            let result = if let Call::Connect { .. } = call {
-                unix::socket_error(self.fd)
-            } else {
-                // SAFETY: the operation's memory is the kernel's, which is us, until its end.
-                match unsafe { self.attempt(call) } {
-                    Tried::Moved(count) => Ok(count),
-                    Tried::Failed(errno) => Err(errno),
-                    Tried::WouldBlock | Tried::Interrupted => return,
-                    Tried::Unsupported => Err(libc::EOPNOTSUPP),
+            // SAFETY: the operation's memory is the kernel's, which is us, until its end.
+            let tried = unsafe {
+                match call {
+                    Call::Connect { peer } => unix::connect_ended(self.fd, peer),
+                    call => self.attempt(call),
                 }
+            };
+            let result = match tried {
+                Tried::Moved(count) => Ok(count),
+                Tried::Failed(errno) => Err(errno),
+                Tried::WouldBlock | Tried::Interrupted => return,
+                Tried::Unsupported => Err(libc::EOPNOTSUPP),
             };
             self.lane(call).pop();
             tell(slot, ending(result));

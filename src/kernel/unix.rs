@@ -317,6 +317,24 @@ pub(crate) unsafe fn connect(fd: RawFd, peer: *const PeerAddress) -> Tried {
     }
 }
 
+/// How a connect that was begun has ended, or that it has not.
+///
+/// # Safety
+/// `peer` is valid.
+pub(crate) unsafe fn connect_ended(fd: RawFd, peer: *const PeerAddress) -> Tried {
+    if let Err(errno) = socket_error(fd) {
+        return Tried::Failed(errno);
+    }
+    // That a socket has no error says nothing of one that still connects. Asked again, the call does; and
+    // it has the system take note that it has ended: the next connect is refused as it should be.
+    // SAFETY: passed on.
+    match unsafe { connect(fd, peer) } {
+        Tried::Failed(libc::EISCONN) => Tried::Moved(0),
+        Tried::Failed(libc::EALREADY) => Tried::WouldBlock,
+        tried => tried,
+    }
+}
+
 /// # Safety
 /// `accepted` is valid, and nobody else's.
 unsafe fn accept(fd: RawFd, nonblocking: bool, accepted: *mut Accepted) -> Result<u32, Errno> {
