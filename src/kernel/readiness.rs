@@ -68,9 +68,7 @@ impl Readiness {
         let binding = self.sources.bind(handle, kind, entry, owned)?;
         self.sources.with(entry, |source| {
             // A socket's calls can be told one by one not to block; a file's block in any case.
-            if source.medium == Medium::Stream {
-                source.make_nonblocking();
-            }
+            source.may_change_mode = source.medium == Medium::Stream;
         });
         Ok(binding)
     }
@@ -82,8 +80,8 @@ impl Readiness {
                 source.watched = 0;
                 self.poller.forget(source.fd);
             }
-            source.make_blocking_again();
         });
+        self.sources.restore_mode(entry);
         self.sources.retire(entry);
     }
 
@@ -116,11 +114,17 @@ impl Readiness {
             return self.queue_job(slot);
         }
         if let Call::Connect { peer } = call {
-            self.sources.with(entry_of(slot), Source::make_nonblocking);
+            let was_to_block = self.sources.with(entry_of(slot), |source| {
+                source.make_nonblocking();
+                source.made_nonblocking
+            });
             // SAFETY: passed on.
-            match unsafe { unix::connect(fd, peer) } {
+            let (tried, is_path) = unsafe { (unix::connect(fd, peer), (*peer).is_path()) };
+            match tried {
                 Tried::Moved(count) => return at_once(slot, Ok(count)),
                 Tried::Failed(errno) => return at_once(slot, Err(errno)),
+                // As the call itself does: it waits for such a listener unless it was told never to wait.
+                _ if is_path && !was_to_block => return at_once(slot, Err(libc::EAGAIN)),
                 _ => {}
             }
         }

@@ -100,10 +100,14 @@ pub(crate) struct Source {
     pub(crate) medium: Medium,
     /// For what the poller watches it: [`IN`], [`OUT`].
     pub(crate) watched: u8,
-    /// Its calls never block.
-    pub(crate) nonblocking: bool,
+    /// Where its calls can't be told one by one not to block, its mode may be changed.
+    pub(crate) may_change_mode: bool,
+    /// Its mode is that its calls never block.
+    nonblocking: bool,
     /// That was our doing, and is to be undone.
-    made_nonblocking: bool,
+    pub(crate) made_nonblocking: bool,
+    /// Which file it is: asked when its mode is changed.
+    file: Option<Mark>,
     /// The file under a descriptor of its own, for threads: theirs to use when this one is closed.
     for_threads: Option<Arc<OwnedFd>>,
     /// It never answers a direct call: no use in trying.
@@ -112,6 +116,8 @@ pub(crate) struct Source {
     drained: bool,
     /// Whether a short receive means that. Asked when it matters.
     is_stream: Option<bool>,
+    /// The other end will send no more.
+    pub(crate) hung_up: bool,
     input: Lane,
     output: Lane,
     /// Those that wait to be told that it is ready, and make no call.
@@ -149,14 +155,7 @@ impl Source {
         if !self.nonblocking {
             self.made_nonblocking = unix::set_nonblocking(self.fd, true);
             self.nonblocking = true;
-        }
-    }
-
-    /// Undoes that.
-    pub(crate) fn make_blocking_again(&mut self) {
-        if self.made_nonblocking {
-            self.made_nonblocking = false;
-            unix::set_nonblocking(self.fd, false);
+            self.file = unix::mark_of(self.fd);
         }
     }
 
@@ -198,6 +197,10 @@ impl Source {
         let tried = unix::classify(errno, self.medium);
         match tried {
             Tried::WouldBlock => self.drained |= call.receives(),
+            Tried::Unsupported if self.may_change_mode && !self.nonblocking => {
+                self.make_nonblocking();
+                return Tried::Interrupted; // And is tried again.
+            }
             Tried::Unsupported => self.never_direct = true,
             _ => {}
         }
@@ -238,6 +241,16 @@ impl Source {
             };
             self.lane(call).pop();
             tell(slot, ending(result));
+        }
+    }
+
+    /// Whether the first to write is a connect to a listener of this machine's: nothing tells when that has
+    /// room.
+    fn connects_unheard(&self) -> bool {
+        match self.output.first().map(|slot| slot.call()) {
+            // SAFETY: the address is the operation's, which waits.
+            Some(Call::Connect { peer }) => unsafe { (*peer).is_path() },
+            _ => false,
         }
     }
 
@@ -286,12 +299,15 @@ impl Sources {
             key: entry.key(),
             medium,
             watched: 0,
+            may_change_mode: false,
             nonblocking: false,
             made_nonblocking: false,
+            file: None,
             for_threads: None,
             never_direct: false,
             drained: false,
             is_stream: None,
+            hung_up: false,
             input: Lane::default(),
             output: Lane::default(),
             onlookers: Lane::default(),
@@ -337,6 +353,28 @@ impl Sources {
         }
     }
 
+    /// Undoes what was done to the mode of a source. A mode is shared by duplicates, as a terminal's input
+    /// and output often are: one that is registered, and whose calls would block then, undoes it later.
+    pub(crate) fn restore_mode(&self, entry: EntryId) {
+        let mut list = self.list.borrow_mut();
+        let source = list[entry.index()].as_mut().expect("its registration ends only now");
+        if !std::mem::take(&mut source.made_nonblocking) {
+            return;
+        }
+        let (fd, key, file) = (source.fd, source.key, source.file);
+        unix::set_nonblocking(fd, false);
+        let heir = list.iter_mut().flatten().find(|other| {
+            let may_be = other.nonblocking && other.key != 0 && other.key != key;
+            may_be
+                && other.file == file
+                && unix::mark_of(other.fd) == file
+                && !unix::is_nonblocking(other.fd)
+        });
+        if let Some(heir) = heir {
+            heir.made_nonblocking = unix::set_nonblocking(heir.fd, true);
+        }
+    }
+
     /// Forgets the source: its registration has ended. What is in flight may still ask for it.
     pub(crate) fn retire(&self, entry: EntryId) {
         self.with(entry, |source| {
@@ -362,10 +400,14 @@ impl Sources {
                 watch(source, needed & !source.watched)?;
                 source.watched |= needed;
             }
-            if call.receives() && source.drained && self.doubtful.get().is_none() {
+            source.lane(call).push(slot);
+            let is_doubtful = match call {
+                Call::Connect { .. } => source.connects_unheard(),
+                _ => source.drained && call.receives(),
+            };
+            if is_doubtful && self.doubtful.get().is_none() {
                 self.doubtful.set(Some(unix::coarse_now()));
             }
-            source.lane(call).push(slot);
             Ok(())
         })
     }
@@ -402,6 +444,7 @@ impl Sources {
         source.watched &= !unwatched;
         let ends = [op::Event::PriorityRead, op::Event::Hangup, op::Event::Error];
         if ends.into_iter().any(|event| events.contains(event)) {
+            source.hung_up |= events.contains(op::Event::Hangup);
             // Receives end at the mark; behind them is the end, of which no other edge will tell.
             source.is_stream = Some(false);
         }
@@ -432,13 +475,19 @@ impl Sources {
         }
     }
 
-    /// Tries those who wait without having tried: where a look that could take [`DOUBT_MS`] has brought
-    /// nothing, or as much time has passed with looks that did or could not.
+    /// Tries those who wait without having tried, or whom nobody tells anything: where a look that could
+    /// take [`DOUBT_MS`] has brought nothing, or as much time has passed with looks that did or could not.
+    #[inline]
     pub(crate) fn resolve_doubts(&self, idle: bool, tell: &mut impl FnMut(SlotRef, Ending)) {
         let Some(since) = self.doubtful.get() else { return };
-        if !idle && unix::coarse_now().saturating_sub(since).as_millis() < DOUBT_MS.into() {
-            return;
+        let now = unix::coarse_now();
+        if idle || now.saturating_sub(since).as_millis() >= DOUBT_MS.into() {
+            self.look_at_doubts(idle, now, tell);
         }
+    }
+
+    #[cold]
+    fn look_at_doubts(&self, idle: bool, now: Duration, tell: &mut impl FnMut(SlotRef, Ending)) {
         self.doubtful.set(None);
         for source in self.list.borrow_mut().iter_mut().flatten() {
             let waits = source.medium != Medium::File && !source.input.is_empty();
@@ -449,6 +498,12 @@ impl Sources {
                     source.is_stream = Some(false);
                 }
                 source.retry(Direction::In, tell);
+            }
+            if source.connects_unheard() {
+                source.retry(Direction::Out, tell);
+                if source.connects_unheard() {
+                    self.doubtful.set(Some(now));
+                }
             }
         }
     }

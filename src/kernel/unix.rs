@@ -77,6 +77,12 @@ fn mark(status: &libc::stat) -> Mark {
     Mark::File { device: status.st_dev as u64, inode: status.st_ino as u64 }
 }
 
+/// By what a descriptor's file is known again.
+pub(crate) fn mark_of(fd: RawFd) -> Option<Mark> {
+    let handle = std::ptr::without_provenance_mut(usize::try_from(fd).ok()?);
+    examine(handle).ok().map(|(.., mark)| mark)
+}
+
 /// Whether the descriptor still leads to the file that was registered (pitfalls 29 and 34).
 pub(crate) fn identity(handle: RawHandle, mark: Mark) -> Identity {
     if mark == Mark::Owned {
@@ -313,6 +319,9 @@ pub(crate) unsafe fn connect(fd: RawFd, peer: *const PeerAddress) -> Tried {
     match result {
         Ok(count) => Tried::Moved(count),
         Err(libc::EINPROGRESS | libc::EINTR) => Tried::WouldBlock,
+        // A listener of a path has no room for another just now.
+        // SAFETY: as above.
+        Err(libc::EAGAIN) if unsafe { (*peer).is_path() } => Tried::WouldBlock,
         Err(errno) => Tried::Failed(errno),
     }
 }

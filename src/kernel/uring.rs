@@ -207,7 +207,11 @@ impl Uring {
             self.push(poll.build().user_data(poll_data(source.key, IN)));
         }
         if what & OUT != 0 {
-            let poll = opcode::PollAdd::new(fd, libc::EPOLLOUT as u32);
+            // The ring's polls end with half a hang-up, too, so that one for the next event only would do so
+            // over and over (io_uring/poll.c, IO_POLL_UNMASK).
+            let stays = source.hung_up && self.has_multishot.get();
+            let flags = libc::EPOLLOUT | if stays { libc::EPOLLET } else { 0 };
+            let poll = opcode::PollAdd::new(fd, flags as u32).multi(stays);
             self.push(poll.build().user_data(poll_data(source.key, OUT)));
         }
         Ok(())
