@@ -103,7 +103,7 @@ pub enum Event {
     PriorityRead,
     /// There is an error to be fetched. Wakes every wait.
     Error,
-    /// The other end is closed. Wakes every wait.
+    /// The other end is closed, or will send no more. Wakes every wait.
     Hangup,
 }
 
@@ -766,13 +766,15 @@ impl Ready {
 
     /// What the handle has come to, by the number that the call answered with.
     fn events(&self, number: u32) -> Events {
+        // Some systems tell of more than they were asked for, at times.
+        let asked = self.event.bit() | Event::Error.bit() | Event::Hangup.bit();
         #[cfg(windows)]
         if let Some(poll) = &self.poll {
-            return poll.events();
+            return Events(poll.events().0 & asked);
         }
         // A receive of nothing, which stands in for a wait where there is none, answers with 0.
         let bits = number as u8;
-        Events::from_bits(if bits == 0 { self.event.bit() } else { bits })
+        Events(if bits == 0 { self.event.bit() } else { bits & asked })
     }
 }
 
@@ -1114,7 +1116,14 @@ impl<H> Registered<H> {
 
 impl Queue {
     /// Waits until `handle` is ready for `event`, or has come to an error or a hang-up, which always end
-    /// the wait. Says all that it has come to. Any number of waits at a time.
+    /// the wait. Any number of waits at a time.
+    ///
+    /// Says which of these it has come to: `event`, [`Event::Error`], [`Event::Hangup`]; nothing of what
+    /// was not asked for. A peer that will send no more is a hang-up, though it may read on: a wait for
+    /// [`Event::Write`] ends at once then, with or without room. (To write to such a peer, use the
+    /// operations of [`Registered`], which wait for room.)
+    ///
+    /// It is by the level: what is ready and stays so is told to each wait.
     ///
     /// The handle is registered by itself. [`unregister`](Self::unregister) it before it is closed: a
     /// descriptor that is closed under a wait is told of by nobody (io_uring holds on to the open file,

@@ -379,16 +379,16 @@ const HANGUP: i16 = libc::POLLRDHUP;
 #[cfg(not(target_os = "linux"))]
 const HANGUP: i16 = 0;
 
-/// What poll(2) is asked, and answers, for an event.
+/// What poll(2) is asked, and answers, for an event. Hang-ups end every wait.
 pub(crate) fn poll_flag(event: Event) -> i16 {
-    match event {
-        Event::Read => libc::POLLIN | HANGUP,
+    let asked = match event {
+        Event::Read => libc::POLLIN,
         Event::Write => libc::POLLOUT,
         Event::PriorityRead => libc::POLLPRI,
         // These are always told of, whatever was asked.
-        Event::Error => 0,
-        Event::Hangup => HANGUP,
-    }
+        Event::Error | Event::Hangup => 0,
+    };
+    asked | HANGUP
 }
 
 /// The events that poll(2)'s flags say.

@@ -40,7 +40,7 @@ use super::unix::{self, Bell, Errno, cut, ending};
 use super::{BindError, Binding, Event, Identity, Mark};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
-use crate::op::{Accepted, Datagram, Events};
+use crate::op::{self, Accepted, Datagram, Events};
 use crate::operation::{Ending, SlotRef, State};
 
 /// Submissions between two system calls. More are handed over in between.
@@ -479,6 +479,10 @@ impl Uring {
                 return;
             }
         }
+        if is_wanted && result > 0 && self.is_false_alarm(slot, result) {
+            self.push_call(slot);
+            return;
+        }
         let interrupted = result == -libc::EINTR;
         if (polled && result >= 0 || interrupted) && is_wanted {
             slot.set_polls(false);
@@ -517,6 +521,17 @@ impl Uring {
             }
         }
         tell(slot, ending(result));
+    }
+
+    /// Whether a wait for urgent data was woken by usual data: sockets wake for both alike, and say so (see
+    /// `prepare`).
+    fn is_false_alarm(&self, slot: SlotRef, revents: i32) -> bool {
+        if !matches!(slot.call(), Call::Ready { event: op::Event::PriorityRead }) {
+            return false;
+        }
+        let fd = self.sources.with(entry_of(slot), |source| source.fd);
+        let is_over = unix::events_of(revents as i16).says(op::Event::Error);
+        !is_over && unix::ready_now(fd, op::Event::PriorityRead) == Err(libc::EAGAIN)
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -688,7 +703,12 @@ fn prepare(call: Call, fd: RawFd, medium: Medium) -> Entry {
                 if data_only { types::FsyncFlags::DATASYNC } else { types::FsyncFlags::empty() };
             opcode::Fsync::new(fd).flags(flags).build()
         }
-        Call::Ready { event } => opcode::PollAdd::new(fd, unix::poll_flag(event) as u32).build(),
+        Call::Ready { event } => {
+            // The ring hears no wake-up for POLLPRI alone, of which it has a use of its own (io_uring/poll.c,
+            // IO_ASYNC_POLL_COMMON). Sockets wake for POLLRDBAND with it.
+            let urgent = if event == op::Event::PriorityRead { libc::POLLRDBAND } else { 0 };
+            opcode::PollAdd::new(fd, (unix::poll_flag(event) | urgent) as u32).build()
+        }
         Call::Overlapped => opcode::Nop::new().build().flags(Flags::empty()),
     }
 }
