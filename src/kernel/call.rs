@@ -116,6 +116,30 @@ impl Call {
         matches!(self, Self::Read { .. } | Self::Receive { .. } | Self::ReadVectored { .. })
     }
 
+    /// Whether it writes where the last call ended.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn writes_on(self) -> bool {
+        matches!(self, Self::Write { .. } | Self::WriteVectored { .. })
+    }
+
+    /// Whether it is such a write, and `count` is less than it was to write.
+    ///
+    /// # Safety
+    /// What it points to is valid.
+    #[cfg(target_os = "linux")]
+    pub(crate) unsafe fn got_stuck(self, count: u32) -> bool {
+        let length = match self {
+            Self::Write { length, .. } => length,
+            // SAFETY: passed on.
+            Self::WriteVectored { parts, count, .. } => unsafe {
+                let parts = std::slice::from_raw_parts(parts, count);
+                parts.iter().map(|part| part.iov_len).sum()
+            },
+            _ => return false,
+        };
+        count > 0 && count < super::unix::cut(length)
+    }
+
     /// Whether it goes on where the last call ended, so that two at once would mix their bytes.
     pub(crate) fn is_sequential(self) -> bool {
         matches!(

@@ -116,6 +116,9 @@ pub(crate) struct Source {
     drained: bool,
     /// Whether a short receive means that. Asked when it matters.
     is_stream: Option<bool>,
+    /// Where the write in flight began, for a file.
+    #[cfg(target_os = "linux")]
+    pub(crate) writes_from: Option<u64>,
     /// The other end will send no more.
     pub(crate) hung_up: bool,
     input: Lane,
@@ -307,6 +310,8 @@ impl Sources {
             never_direct: false,
             drained: false,
             is_stream: None,
+            #[cfg(target_os = "linux")]
+            writes_from: None,
             hung_up: false,
             input: Lane::default(),
             output: Lane::default(),

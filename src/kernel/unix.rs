@@ -450,6 +450,21 @@ pub(crate) fn is_nonblocking(fd: RawFd) -> bool {
     flags >= 0 && flags & libc::O_NONBLOCK != 0
 }
 
+/// A file's position.
+#[cfg(target_os = "linux")]
+pub(crate) fn position(fd: RawFd) -> Option<u64> {
+    // SAFETY: takes and gives numbers.
+    u64::try_from(unsafe { libc::lseek64(fd, 0, libc::SEEK_CUR) }).ok()
+}
+
+#[cfg(target_os = "linux")]
+pub(crate) fn set_position(fd: RawFd, to: u64) {
+    if let Ok(to) = libc::off64_t::try_from(to) {
+        // SAFETY: as above.
+        unsafe { libc::lseek64(fd, to, libc::SEEK_SET) };
+    }
+}
+
 /// Whether a socket carries a stream of bytes, not messages.
 pub(crate) fn is_stream_socket(fd: RawFd) -> bool {
     socket_option(fd, libc::SO_TYPE) == Ok(libc::SOCK_STREAM)

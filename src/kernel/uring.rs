@@ -219,7 +219,12 @@ impl Uring {
 
     /// Hands the slot's call to the ring.
     fn push_call(&self, slot: SlotRef) {
-        let (fd, medium) = self.sources.with(entry_of(slot), |source| (source.fd, source.medium));
+        let (fd, medium) = self.sources.with(entry_of(slot), |source| {
+            if source.medium == Medium::File && slot.call().writes_on() {
+                source.writes_from = unix::position(source.fd);
+            }
+            (source.fd, source.medium)
+        });
         let entry = prepare(slot.call(), fd, medium);
         self.push(entry.user_data(slot.address() as u64));
     }
@@ -509,6 +514,10 @@ impl Uring {
             (Call::Ready { .. }, revents) => Ok(u32::from(unix::events_of(revents as i16).bits())),
             (_, count) => Ok(count as u32),
         };
+        // SAFETY: the operation's memory is there until it is told of its end.
+        if let Some(count) = result.ok().filter(|&it| unsafe { slot.call().got_stuck(it) }) {
+            self.mend_position(slot, count);
+        }
         if slot.call().is_sequential() {
             let next = self.sources.with(entry_of(slot), |source| {
                 let lane = source.lane(slot.call());
@@ -521,6 +530,23 @@ impl Uring {
             }
         }
         tell(slot, ending(result));
+    }
+
+    /// A write to a file that got stuck half-way, as the disk was full, has moved the file's position to
+    /// where it ended only if nothing was wrong with the rest (io_uring/rw.c, kiocb_done). The next would
+    /// take place over it.
+    fn mend_position(&self, slot: SlotRef, count: u32) {
+        let entry = entry_of(slot);
+        self.sources.with(entry, |source| {
+            // Not where the descriptor may be another's by now.
+            let is_ours = source.key == entry.key();
+            if let (true, Some(from)) = (is_ours, source.writes_from.take()) {
+                let end = from + u64::from(count);
+                if unix::position(source.fd).is_some_and(|now| now < end) {
+                    unix::set_position(source.fd, end);
+                }
+            }
+        });
     }
 
     /// Whether a wait for urgent data was woken by usual data: sockets wake for both alike, and say so (see
