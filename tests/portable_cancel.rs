@@ -1,4 +1,3 @@
-#![cfg(unix)]
 #![allow(clippy::type_complexity, clippy::replace_box)]
 //! What is given up: dropped, cancelled, limited, by unregistering (Q8, Q9, Q13).
 
@@ -12,8 +11,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use each_kernel::{
-    LONG, Marked, Way, file, listener, look_around, pipe, poll_once, poll_with, queue_on, ways,
-    write_full,
+    CANCELS_LATER, LONG, Marked, Way, file, handles_can_leave, listener, look_around, pipe,
+    poll_once, poll_with, queue_on, skip, ways, write_full,
 };
 use ioqueue::error::is_cancelled;
 use ioqueue::op::Read;
@@ -150,7 +149,8 @@ on_each_kernel! {
     fn unregistering_cancels_everything_and_everybody_learns_of_it(queue) {
         for Way { name, from, to } in ways(queue) {
             let reads: Vec<_> = (0..20).map(|_| to.read(vec![7; 8])).collect();
-            let ready: Vec<_> = (0..3).map(|_| to.ready(ioqueue::Event::Read)).collect();
+            let waits = if each_kernel::says_when_ready(name) { 3 } else { 0 };
+            let ready: Vec<_> = (0..waits).map(|_| to.ready(ioqueue::Event::Read)).collect();
             let mut writes = Vec::new();
             loop {
                 let mut writing = from.write(vec![1; 1 << 20]);
@@ -223,6 +223,9 @@ on_each_kernel! {
 
     /// Q7: the handle is whole when it leaves with operations in flight.
     fn a_handle_that_leaves_takes_nothing_with_it(queue) {
+        if !handles_can_leave() {
+            return skip("this system does not let a handle go to another registration");
+        }
         for Way { name, from, to } in ways(queue) {
             let reading = to.read(vec![7; 8]);
             queue.block_on(look_around()).unwrap();
@@ -237,6 +240,9 @@ on_each_kernel! {
 
     /// Scenario 64, Q8: to another queue, and back.
     fn a_handle_may_go_to_another_queue(queue) {
+        if !handles_can_leave() {
+            return skip("this system does not let a handle go to another registration");
+        }
         for (name, from, to) in each_kernel::raw_ways() {
             let other = queue_on(queue.kernel_kind()).unwrap();
             let from = queue.register(from).unwrap();
@@ -270,7 +276,9 @@ on_each_kernel! {
         assert!(poll_once(&mut cancel).is_pending());
         assert_eq!(queue.pending()[0].state, PendingState::Cancelling);
         drop(cancel);
-        assert_eq!(queue.pending()[0].state, PendingState::Abandoned);
+        if CANCELS_LATER {
+            assert_eq!(queue.pending()[0].state, PendingState::Abandoned);
+        }
         queue.run().unwrap();
         assert!(queue.pending().is_empty());
     }
@@ -399,7 +407,7 @@ on_each_kernel! {
             drop(reading);
             all.push((drops, from, to));
         }
-        assert!(queue.running());
+        assert!(queue.running() || !CANCELS_LATER);
         queue.run().unwrap();
         for (drops, ..) in &all {
             assert_eq!(drops.count(), 1);

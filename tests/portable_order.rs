@@ -1,4 +1,3 @@
-#![cfg(unix)]
 //! What is started first on a handle ends first, in each direction; and what is given up in between takes
 //! nothing with it.
 

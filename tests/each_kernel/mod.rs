@@ -7,6 +7,8 @@
 
 #[cfg(unix)]
 mod unix;
+#[cfg(windows)]
+mod windows;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -22,6 +24,8 @@ use std::time::{Duration, Instant};
 use ioqueue::{IoBuf, IoBufMut, KernelKind, Queue, Registered};
 #[cfg(unix)]
 pub use unix::*;
+#[cfg(windows)]
+pub use windows::*;
 
 pub const LONG: Duration = Duration::from_secs(3600);
 
@@ -44,6 +48,12 @@ macro_rules! on_each_kernel {
             #[test]
             fn readiness() {
                 crate::each_kernel::run(ioqueue::KernelKind::Readiness, test);
+            }
+
+            #[cfg(windows)]
+            #[test]
+            fn iocp() {
+                crate::each_kernel::run(ioqueue::KernelKind::CompletionPort, test);
             }
         }
     )*};

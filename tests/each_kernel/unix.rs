@@ -17,6 +17,30 @@ pub type Stream = OwnedFd;
 pub type Socket = OwnedFd;
 
 // ---------------------------------------------------------------------------------------------
+// In what systems are different
+
+/// Whether what was cancelled is the kernel's until it is looked at.
+pub const CANCELS_LATER: bool = true;
+
+/// Whether a shutdown of this side's reading ends a read that waits.
+pub const SHUTDOWN_ENDS_READS: bool = true;
+
+/// Whether the system tells a socket that nobody is where it has sent to.
+pub fn tells_of_absent_peers() -> bool {
+    true
+}
+
+/// Whether a handle that was unregistered can be registered again.
+pub fn handles_can_leave() -> bool {
+    true
+}
+
+/// Whether a stream of this name can be waited for without reading or writing.
+pub fn says_when_ready(_: &str) -> bool {
+    true
+}
+
+// ---------------------------------------------------------------------------------------------
 // Streams
 
 /// Both ends of a pipe: to read from, and to write to.
