@@ -84,7 +84,7 @@ impl SocketAddress {
         self.bytes[FAMILY_AT..FAMILY_AT + bytes.len()].copy_from_slice(&bytes);
     }
 
-    fn family(&self) -> i32 {
+    pub(crate) fn family(&self) -> i32 {
         let mut bytes = [0; size_of::<Family>()];
         bytes.copy_from_slice(&self.bytes[FAMILY_AT..FAMILY_AT + size_of::<Family>()]);
         i32::from(Family::from_ne_bytes(bytes))

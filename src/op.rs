@@ -1076,8 +1076,25 @@ impl<H> Registered<H> {
         self.begin(Accept(Accepted::new(self.registration())), Location::caller())
     }
 
-    /// Connects a socket. The standard library makes none that is not connected yet; those of the crate
-    /// `socket2` convert into its types (`TcpStream::from`), before or after they are connected.
+    /// Connects a socket, such as [`stream_socket`] makes. (The standard library makes none that is not
+    /// connected yet. Those of the crate `socket2` will do as well, with options set before.)
+    ///
+    /// ```
+    /// use std::net::{TcpListener, TcpStream};
+    ///
+    /// use ioqueue::Registered;
+    /// use ioqueue::op::stream_socket;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let peer = listener.local_addr()?;
+    ///
+    /// let socket = Registered::new(TcpStream::from(stream_socket(peer)?))?;
+    /// ioqueue::block_on(socket.connect(peer))??;
+    /// assert_eq!(socket.get().peer_addr()?, peer);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[track_caller]
     pub fn connect(&self, peer: impl Into<SocketAddress>) -> Operation<Connect> {
         let connect = Connect {
@@ -1112,6 +1129,94 @@ impl<H> Registered<H> {
     pub fn ready(&self, event: Event) -> Operation<Ready> {
         self.begin(Ready::new(event), Location::caller())
     }
+}
+
+impl<H> Registered<H> {
+    /// Reads until `buffer` is full, up to its capacity; for fewer bytes, a part of it
+    /// ([`IoBuf::slice`]). When the end comes before that, the error is `UnexpectedEof`.
+    ///
+    /// It is as many operations as it takes. The first begins at once, each other when this is polled; a
+    /// read that is started meanwhile gets what comes in between. **Dropping it** cancels the one in flight, and what was read until then is
+    /// lost with the buffer. Where that matters, use [`read`](Self::read) and its `cancel`.
+    #[track_caller]
+    pub fn read_exact<B: IoBufMut>(&self, buffer: B) -> impl Future<Output = (io::Result<()>, B)> {
+        let caller = Location::caller();
+        let read = move |buffer: B, done: usize| {
+            let from = From::Stream;
+            self.begin(Read { buffer: buffer.slice(done..), from }, caller)
+        };
+        let room = buffer.io_capacity();
+        let first = if room > 0 { Ok(read(buffer, 0)) } else { Err(buffer) };
+        async move {
+            let (mut reading, mut done) = match first {
+                Ok(reading) => (reading, 0),
+                Err(buffer) => return (Ok(()), buffer),
+            };
+            loop {
+                let (result, part) = reading.await;
+                let buffer = part.into_inner();
+                match result {
+                    Ok(0) => return (Err(io::ErrorKind::UnexpectedEof.into()), buffer),
+                    Ok(count) => done += count,
+                    Err(error) => return (Err(error), buffer),
+                }
+                if done >= room {
+                    return (Ok(()), buffer);
+                }
+                reading = read(buffer, done);
+            }
+        }
+    }
+
+    /// Writes all of `buffer`; nothing, if it is empty.
+    ///
+    /// It is as many operations as it takes. The first begins at once, each other when this is polled; a
+    /// write that is started meanwhile may come in between. **Dropping it** cancels the one in flight, and nobody knows how much was written.
+    /// Where that matters, use [`write`](Self::write) and its `cancel`.
+    #[track_caller]
+    pub fn write_all<B: IoBuf>(&self, buffer: B) -> impl Future<Output = (io::Result<()>, B)> {
+        let caller = Location::caller();
+        let write = move |buffer: B, done: usize| {
+            let to = From::Stream;
+            self.begin(Write { buffer: buffer.slice(done..), to }, caller)
+        };
+        let length = buffer.io_len();
+        // To a pipe of messages, nothing is a message.
+        let first = if length > 0 { Ok(write(buffer, 0)) } else { Err(buffer) };
+        async move {
+            let (mut writing, mut done) = match first {
+                Ok(writing) => (writing, 0),
+                Err(buffer) => return (Ok(()), buffer),
+            };
+            loop {
+                let (result, part) = writing.await;
+                let buffer = part.into_inner();
+                match result {
+                    Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
+                    Ok(count) => done += count,
+                    Err(error) => return (Err(error), buffer),
+                }
+                if done >= length {
+                    return (Ok(()), buffer);
+                }
+                writing = write(buffer, done);
+            }
+        }
+    }
+}
+
+/// Makes a socket for [`connect`](Registered::connect): of the family of `peer`'s address, for a stream of
+/// bytes, not connected, and not inherited by children. It converts into the standard library's types
+/// (`TcpStream::from`, `UnixStream::from`).
+///
+/// # Errors
+/// What the system says: that it does not know the family, or has no room for another descriptor.
+pub fn stream_socket(peer: impl Into<SocketAddress>) -> io::Result<Socket> {
+    let family = peer.into().family();
+    #[cfg(unix)]
+    return crate::kernel::unix::stream_socket(family).map_err(io::Error::from_raw_os_error);
+    #[cfg(windows)]
+    sockets::stream_socket(family).map_err(|code| io::Error::from_raw_os_error(code as i32))
 }
 
 impl Queue {

@@ -443,6 +443,25 @@ pub(crate) fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// A new socket for streams, which children do not inherit.
+pub(crate) fn stream_socket(family: i32) -> Result<OwnedFd, Errno> {
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    const KIND: i32 = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    const KIND: i32 = libc::SOCK_STREAM;
+    // SAFETY: takes numbers; the descriptor that comes back is nobody's yet.
+    unsafe {
+        let socket = libc::socket(family, KIND, 0);
+        if socket < 0 {
+            return Err(last_error());
+        }
+        if KIND == libc::SOCK_STREAM {
+            libc::fcntl(socket, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+        Ok(OwnedFd::from_raw_fd(socket))
+    }
+}
+
 /// Whether the descriptor's calls never block.
 pub(crate) fn is_nonblocking(fd: RawFd) -> bool {
     // SAFETY: as above.

@@ -9,9 +9,10 @@ use std::sync::OnceLock;
 use windows_sys::Win32::Networking::WinSock::{
     FROM_PROTOCOL_INFO, INVALID_SOCKET, LPFN_ACCEPTEX, LPFN_CONNECTEX, LPFN_GETACCEPTEXSOCKADDRS,
     SIO_GET_EXTENSION_FUNCTION_POINTER, SO_PROTOCOL_INFOW, SO_TYPE, SO_UPDATE_ACCEPT_CONTEXT,
-    SO_UPDATE_CONNECT_CONTEXT, SOCK_DGRAM, SOCKET, SOL_SOCKET, WSA_FLAG_NO_HANDLE_INHERIT,
-    WSA_FLAG_OVERLAPPED, WSAID_ACCEPTEX, WSAID_CONNECTEX, WSAID_GETACCEPTEXSOCKADDRS, WSAIoctl,
-    WSAPROTOCOL_INFOW, WSASocketW, getsockopt, setsockopt,
+    SO_UPDATE_CONNECT_CONTEXT, SOCK_DGRAM, SOCK_STREAM, SOCKET, SOL_SOCKET,
+    WSA_FLAG_NO_HANDLE_INHERIT, WSA_FLAG_OVERLAPPED, WSADATA, WSAID_ACCEPTEX, WSAID_CONNECTEX,
+    WSAID_GETACCEPTEXSOCKADDRS, WSAIoctl, WSAPROTOCOL_INFOW, WSASocketW, WSAStartup, getsockopt,
+    setsockopt,
 };
 use windows_sys::core::GUID;
 
@@ -144,6 +145,32 @@ pub(super) fn like(other: SOCKET) -> Result<OwnedSocket, Win32Error> {
         }
         Ok(OwnedSocket::from_raw_socket(socket as _))
     }
+}
+
+/// A new socket for streams, for overlapped use, that children don't inherit.
+pub(crate) fn stream_socket(family: i32) -> Result<OwnedSocket, Win32Error> {
+    start_winsock()?;
+    let flags = WSA_FLAG_OVERLAPPED | WSA_FLAG_NO_HANDLE_INHERIT;
+    // SAFETY: takes numbers, and no description. The socket that comes back is nobody's yet.
+    unsafe {
+        let socket = WSASocketW(family, SOCK_STREAM, 0, null(), 0, flags);
+        if socket == INVALID_SOCKET {
+            return Err(last_error());
+        }
+        Ok(OwnedSocket::from_raw_socket(socket as _))
+    }
+}
+
+/// The standard library does so only for sockets of its own.
+fn start_winsock() -> Result<(), Win32Error> {
+    const VERSION: u16 = 0x0202; // 2.2
+    static STARTED: OnceLock<i32> = OnceLock::new();
+    let code = *STARTED.get_or_init(|| {
+        let mut data = WSADATA::default();
+        // SAFETY: the place for the answer is ours.
+        unsafe { WSAStartup(VERSION, &raw mut data) }
+    });
+    if code == 0 { Ok(()) } else { Err(code as Win32Error) }
 }
 
 /// Completes an accept that succeeded: the socket gets its listener's properties, and knows that it is
