@@ -102,7 +102,7 @@ pub(crate) enum Event {
     /// A packet of a completion port, which is only a claim.
     Packet(Packet),
     /// An operation of the queue's has ended, and no packet tells of it.
-    Ended(SlotRef, Ending),
+    Ended(SlotRef),
     /// The queue's notifier rang.
     #[cfg(unix)]
     Wake,

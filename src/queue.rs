@@ -330,9 +330,10 @@ impl Inner {
 
     /// An operation has ended, and no packet tells of it. Runs no user code.
     #[inline]
-    fn ended(&self, slot: SlotRef, ending: Ending, out: &mut VecDeque<Continuation>) {
+    fn ended(&self, slot: SlotRef, out: &mut VecDeque<Continuation>) {
         // This was what stands for the packet.
         slot.no_packet_due();
+        let ending = slot.read_ending();
         if slot.state() == State::InFlight && ending.status.0 == 0 {
             slot.finish_with(ending);
             self.count(slot, false);
@@ -659,7 +660,7 @@ impl Inner {
                 Claim::Wake => wake(),
                 Claim::Foreign => self.note_foreign(packet),
             },
-            Event::Ended(slot, ending) => self.ended(slot, ending, out),
+            Event::Ended(slot) => self.ended(slot, out),
             #[cfg(unix)]
             Event::Wake => wake(),
         })?;

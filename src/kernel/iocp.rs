@@ -372,7 +372,7 @@ impl<N: Nt> CompletionPort<N> {
             if let Some(ending) = how {
                 slot.end(ending);
             }
-            sink(Event::Ended(slot, slot.read_ending()));
+            sink(Event::Ended(slot));
         }
         Ok(())
     }

@@ -173,7 +173,7 @@ impl Readiness {
     pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Event)) -> io::Result<()> {
         let mut tell = |slot: SlotRef, ending: Ending| {
             slot.end(ending);
-            sink(Event::Ended(slot, ending));
+            sink(Event::Ended(slot));
         };
         let (mut heard, mut rang) = (false, false);
         let longest = self.sources.longest(timeout_ms);

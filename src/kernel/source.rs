@@ -133,8 +133,14 @@ impl Source {
     pub(crate) fn lane(&mut self, call: Call) -> &mut Lane {
         match (call, call.direction()) {
             (Call::Ready { .. }, _) => &mut self.onlookers,
-            (_, Direction::In) => &mut self.input,
-            (_, Direction::Out) => &mut self.output,
+            (_, direction) => self.lane_of(direction),
+        }
+    }
+
+    fn lane_of(&mut self, direction: Direction) -> &mut Lane {
+        match direction {
+            Direction::In => &mut self.input,
+            Direction::Out => &mut self.output,
         }
     }
 
@@ -220,20 +226,16 @@ impl Source {
     #[inline]
     fn retry(&mut self, direction: Direction, tell: &mut impl FnMut(SlotRef, Ending)) {
         loop {
-            let lane = match direction {
-                Direction::In => &self.input,
-                Direction::Out => &self.output,
-            };
+            let lane = self.lane_of(direction);
             let Some(slot) = lane.first() else { return };
-            let call = slot.call();
-            if call.receives() && self.drained {
-                return;
-            }
             // SAFETY: the operation's memory is the kernel's, which is us, until its end.
             let tried = unsafe {
-                match call {
-                    Call::Connect { peer } => unix::connect_ended(self.fd, peer),
-                    call => self.attempt(call),
+                match slot.call() {
+                    // The commonest, apart: what is known of it when this is compiled costs nothing.
+                    Call::Receive { at, length } if !self.drained => {
+                        self.attempt(Call::Receive { at, length })
+                    }
+                    call => self.attempt_any(call),
                 }
             };
             let result = match tried {
@@ -242,8 +244,21 @@ impl Source {
                 Tried::WouldBlock | Tried::Interrupted => return,
                 Tried::Unsupported => Err(libc::EOPNOTSUPP),
             };
-            self.lane(call).pop();
+            self.lane_of(direction).pop();
             tell(slot, ending(result));
+        }
+    }
+
+    /// # Safety
+    /// What `call` points to is valid while this runs.
+    #[inline(never)]
+    unsafe fn attempt_any(&mut self, call: Call) -> Tried {
+        match call {
+            // SAFETY: passed on.
+            Call::Connect { peer } => unsafe { unix::connect_ended(self.fd, peer) },
+            call if call.receives() && self.drained => Tried::WouldBlock,
+            // SAFETY: passed on.
+            call => unsafe { self.attempt(call) },
         }
     }
 

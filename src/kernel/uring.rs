@@ -76,8 +76,6 @@ pub(crate) struct Uring {
     sources: Sources,
     /// What found no room in the submission queue, in order.
     backlog: RefCell<VecDeque<Entry>>,
-    /// Reused for every look, so that it allocates nothing.
-    completions: RefCell<Vec<(u64, i32, u32)>>,
 }
 
 impl Uring {
@@ -104,7 +102,6 @@ impl Uring {
             is_recent,
             sources: Sources::default(),
             backlog: RefCell::default(),
-            completions: RefCell::default(),
             ring: {
                 // A sandbox may allow the ring and refuse its use: one look tells.
                 // SAFETY: hands over nothing and waits for nothing.
@@ -352,17 +349,14 @@ impl Uring {
         let answer = self.look(longest);
         let mut tell = |slot: SlotRef, ending: Ending| {
             slot.end(ending);
-            sink(Event::Ended(slot, ending));
+            sink(Event::Ended(slot));
         };
-        let mut completions = self.completions.take();
-        {
-            let mut ring = self.ring.borrow_mut();
-            let taken = ring.completion();
-            completions.extend(taken.map(|it| (it.user_data(), it.result(), it.flags())));
-        }
-        let idle = completions.is_empty() && longest > 0;
+        // Those that come while these are looked at are for the next look.
+        let count = self.ring.borrow_mut().completion().len();
+        let idle = count == 0 && longest > 0;
         let mut rang = false;
-        for (user_data, result, flags) in completions.drain(..) {
+        for _ in 0..count {
+            let Some((user_data, result, flags)) = self.next_completion() else { break };
             match (user_data, user_data & TAG) {
                 (_, SOURCE_IN | SOURCE_OUT) => self.edge(user_data, result, flags, &mut tell),
                 (NOBODY, _) => {}
@@ -376,13 +370,18 @@ impl Uring {
                 }
             }
         }
-        self.completions.replace(completions);
         self.sources.resolve_doubts(idle, &mut tell);
         self.sources.drain(&mut tell);
         if rang {
             sink(Event::Wake);
         }
         answer
+    }
+
+    #[inline]
+    fn next_completion(&self) -> Option<(u64, i32, u32)> {
+        let mut ring = self.ring.borrow_mut();
+        ring.completion().next().map(|it| (it.user_data(), it.result(), it.flags()))
     }
 
     /// A source's poll has fired.
