@@ -1,8 +1,10 @@
 //! What `poll` hands back and `run` resumes.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::task::Waker;
+
+use crate::notify::TaskId;
+pub use crate::task::Runnable;
 
 /// A suspended computation whose wait is over.
 ///
@@ -38,7 +40,7 @@ impl Continuation {
     pub fn resume(self) -> Option<usize> {
         match self {
             Self::Task(runnable) => {
-                runnable.task.run();
+                runnable.run();
                 None
             }
             Self::Waker(waker) => {
@@ -77,15 +79,20 @@ impl From<usize> for Continuation {
     }
 }
 
-/// A task of the queue's that is ready to run. Not `Send`: tasks run on their queue's thread.
-#[derive(Debug)]
-pub struct Runnable {
-    task: async_task::Runnable,
-    not_send: PhantomData<*mut ()>,
+/// What waits in the queue: a continuation of somebody's, or a task of its own.
+pub(crate) enum Parked {
+    Task(TaskId),
+    Other(Continuation),
 }
 
-impl Runnable {
-    pub(crate) fn new(task: async_task::Runnable) -> Self {
-        Self { task, not_send: PhantomData }
+impl From<Continuation> for Parked {
+    fn from(continuation: Continuation) -> Self {
+        Self::Other(continuation)
+    }
+}
+
+impl From<Waker> for Parked {
+    fn from(waker: Waker) -> Self {
+        Self::Other(Continuation::Waker(waker))
     }
 }

@@ -702,7 +702,7 @@ impl<T: 'static> Wait<T> {
                     Err(ticket) => ticket,
                 };
                 let slot = ticket.slot();
-                slot.park(context.waker());
+                ticket.queue().park(slot, context.waker());
                 // Cloning and dropping wakers runs code that may have polled the queue.
                 if slot.state() == State::Done || ticket.queue().has_ended() {
                     drop(slot.take_waiter());
@@ -928,8 +928,8 @@ pub fn wait_with<T: 'static>(
     let queue = Rc::clone(overlapped.0.queue());
     let wait = Wait::watch(overlapped.0, caller);
     match &wait.0 {
-        Phase::InFlight(ticket) => drop(ticket.slot().set_waiter(continuation)),
-        _ => queue.hand_out(continuation),
+        Phase::InFlight(ticket) => drop(ticket.slot().set_waiter(continuation.into())),
+        _ => queue.hand_out(continuation.into()),
     }
     Ok(Parked(wait))
 }

@@ -7,11 +7,16 @@ use std::sync::{Arc, PoisonError, TryLockError};
 use std::task::Wake;
 use std::time::Duration;
 
-use async_task::Runnable;
-
 use crate::kernel::Alarm;
 use crate::kernel::owner::{OwnedBy, Owner};
 use crate::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, sleep};
+
+/// Names one of a queue's tasks for ever: its place, and how often that was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TaskId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
 
 /// The part of a queue that other threads reach.
 pub(crate) struct Shared {
@@ -21,9 +26,9 @@ pub(crate) struct Shared {
     wanted: AtomicU32,
     closed: AtomicBool,
     /// Tasks woken on the queue's own thread: no lock.
-    local: OwnedBy<VecDeque<Runnable>>,
+    local: OwnedBy<VecDeque<TaskId>>,
     /// Tasks woken on others.
-    remote: Mutex<Vec<Runnable>>,
+    remote: Mutex<Vec<TaskId>>,
     has_remote: AtomicBool,
 }
 
@@ -81,42 +86,31 @@ impl Shared {
     }
 
     /// A task can go on.
-    pub(crate) fn schedule(&self, runnable: Runnable) {
+    fn schedule(&self, task: TaskId) {
         if self.is_closed() {
-            self.discard(runnable);
             return;
         }
         match self.local.claim() {
-            Some(owner) => self.local.with_owner(&owner, |local| local.push_back(runnable)),
-            None => self.schedule_from_afar(runnable),
+            Some(owner) => self.local.with_owner(&owner, |local| local.push_back(task)),
+            None => self.schedule_from_afar(task),
         }
     }
 
     /// A task can go on, as another thread says.
-    fn schedule_from_afar(&self, runnable: Runnable) {
+    fn schedule_from_afar(&self, task: TaskId) {
         let mut remote = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_closed() {
-            drop(remote);
-            self.discard(runnable);
             return;
         }
-        remote.push(runnable);
+        remote.push(task);
         self.has_remote.store(true, Ordering::Release);
         drop(remote);
         self.ring_until_heard();
     }
 
-    /// The queue is gone. A future may only be dropped on the queue's thread; elsewhere its task is
-    /// forgotten (pitfall 56).
-    fn discard(&self, runnable: Runnable) {
-        if !self.local.is_owner() {
-            std::mem::forget(runnable);
-        }
-    }
-
     /// The task that became ready first.
     #[inline]
-    pub(crate) fn next(&self, owner: &Owner) -> Option<Runnable> {
+    pub(crate) fn next(&self, owner: &Owner) -> Option<TaskId> {
         if self.has_remote.load(Ordering::Acquire) {
             self.fetch(owner);
         }
@@ -139,7 +133,7 @@ impl Shared {
         self.local.with_owner(owner, |local| local.len())
     }
 
-    fn take_over(&self, owner: &Owner, mut remote: MutexGuard<'_, Vec<Runnable>>) {
+    fn take_over(&self, owner: &Owner, mut remote: MutexGuard<'_, Vec<TaskId>>) {
         self.has_remote.store(false, Ordering::Relaxed);
         self.local.with_owner(owner, |local| local.extend(remote.drain(..)));
     }
@@ -150,7 +144,7 @@ impl Shared {
             && self.local.with_owner(owner, |local| local.is_empty())
     }
 
-    /// From now on tasks that are woken are discarded. What was scheduled before is still there.
+    /// From now on no task is woken. Those that were before are still there.
     ///
     /// Does not wait for the lock where the thread is going away.
     pub(crate) fn close(&self, owner: &Owner, exiting: bool) {
@@ -197,6 +191,66 @@ impl Notifier {
 impl fmt::Debug for Notifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Notifier").finish_non_exhaustive()
+    }
+}
+
+/// What the wakers of a task share. It leads to the task and keeps nothing of it (pitfall 56).
+pub(crate) struct TaskWaker {
+    task: TaskId,
+    shared: Arc<Shared>,
+    /// It is on the queue's list.
+    scheduled: AtomicBool,
+    /// Nobody wants its output: it is to be dropped, not polled.
+    cancelled: AtomicBool,
+}
+
+impl TaskWaker {
+    pub(crate) fn new(task: TaskId, shared: Arc<Shared>) -> Self {
+        let (scheduled, cancelled) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { task, shared, scheduled, cancelled }
+    }
+
+    /// Has the queue resume the task, unless it is about to.
+    pub(crate) fn schedule(&self) {
+        if !self.scheduled.swap(true, Ordering::AcqRel) {
+            self.shared.schedule(self.task);
+        }
+    }
+
+    /// Has the queue drop the task.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        self.schedule();
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// The task is about to be resumed: whoever wakes it from now on puts it on the list again.
+    #[inline]
+    pub(crate) fn answer(&self) {
+        // Looked at first, as a swap costs as much as all else. One that is missed has put it on the list,
+        // where it is found later.
+        if self.scheduled.load(Ordering::Relaxed) {
+            // What whoever woke it did before is to be seen: not a mere store.
+            self.scheduled.swap(false, Ordering::AcqRel);
+        }
+    }
+
+    /// The task is over, so that waking it does nothing.
+    pub(crate) fn retire(&self) {
+        self.scheduled.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.schedule();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.schedule();
     }
 }
 

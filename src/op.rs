@@ -886,7 +886,7 @@ impl<R: Request> Future for Operation<R> {
             }
             Stage::Waits(ticket) => {
                 if !ticket.may_be_over() {
-                    ticket.slot().park(context.waker());
+                    ticket.queue().park(ticket.slot(), context.waker());
                     // Cloning and dropping wakers runs code that may have polled the queue.
                     if !ticket.may_be_over() {
                         return Poll::Pending;

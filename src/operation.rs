@@ -33,7 +33,7 @@ use std::time::Duration;
 use windows_sys::Win32::Foundation::{STATUS_PENDING, STATUS_SUCCESS};
 use windows_sys::Win32::System::IO::OVERLAPPED;
 
-use crate::continuation::Continuation;
+use crate::continuation::{Continuation, Parked};
 use crate::error::NtStatus;
 use crate::handle::{EntryId, RawHandle};
 #[cfg(unix)]
@@ -101,7 +101,7 @@ pub(crate) struct Slot {
     /// Neighbours in the registration's list, or (`next`) on the free list.
     previous: Cell<Option<SlotRef>>,
     next: Cell<Option<SlotRef>>,
-    waiter: Cell<Option<Continuation>>,
+    waiter: Cell<Option<Parked>>,
     /// How to drop the caller's state; `None` when the slot holds none.
     drop_state: Cell<Option<unsafe fn(SlotRef)>>,
     ending: Cell<Option<Ending>>,
@@ -194,11 +194,11 @@ impl Slot {
         self.next.get()
     }
 
-    pub(crate) fn set_waiter(&self, waiter: Continuation) -> Option<Continuation> {
+    pub(crate) fn set_waiter(&self, waiter: Parked) -> Option<Parked> {
         self.waiter.replace(Some(waiter))
     }
 
-    pub(crate) fn take_waiter(&self) -> Option<Continuation> {
+    pub(crate) fn take_waiter(&self) -> Option<Parked> {
         self.waiter.take()
     }
 
@@ -326,15 +326,14 @@ impl SlotRef {
     }
 
     /// Leaves `waker` to be woken at the end, unless it is there already. Cloning one runs user code.
-    #[inline]
-    pub(crate) fn park(self, waker: &Waker) {
+    pub(crate) fn park_waker(self, waker: &Waker) {
         let parked = self.take_waiter();
         match parked {
-            Some(Continuation::Waker(parked)) if parked.will_wake(waker) => {
-                self.waiter.set(Some(Continuation::Waker(parked)));
+            Some(Parked::Other(Continuation::Waker(parked))) if parked.will_wake(waker) => {
+                self.waiter.set(Some(parked.into()));
             }
             parked => {
-                let replaced = self.set_waiter(Continuation::Waker(waker.clone()));
+                let replaced = self.set_waiter(waker.clone().into());
                 drop((parked, replaced));
             }
         }

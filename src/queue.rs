@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::continuation::{Continuation, Runnable};
+use crate::continuation::{Continuation, Parked, Runnable};
 use crate::error::{Closed, Refused, Undrained};
 use crate::handle::{
     AnyHandle, AsAnyHandle, EntryId, Facts, HandleId, Persist, PersistError, PersistFailure,
@@ -38,9 +38,6 @@ const RESUMES: u32 = 256;
 
 /// How long dropping a queue waits for the kernel to give back what was in flight.
 const DRAIN: Duration = Duration::from_secs(1);
-
-/// How long closing waits for tasks that other threads are just waking.
-const STRAGGLERS: Duration = Duration::from_millis(10);
 
 /// How often closing looks for ends that no packet tells of.
 const SWEEP_MS: u32 = 10;
@@ -69,9 +66,9 @@ pub(crate) struct Inner {
     pub(crate) tasks: Tasks,
     pub(crate) timers: Timers,
     /// What came off the kernel and was neither handed out nor resumed yet.
-    ready: RefCell<VecDeque<Continuation>>,
+    ready: RefCell<VecDeque<Parked>>,
     /// Waits that were over before they began, for the next poll to hand out.
-    over: RefCell<Vec<Continuation>>,
+    over: RefCell<Vec<Parked>>,
     /// Operations that ended and that nobody wants: their states are still to be dropped.
     unwanted: RefCell<Vec<SlotRef>>,
     foreign: RefCell<VecDeque<ForeignPacket>>,
@@ -330,23 +327,41 @@ impl Inner {
 
     /// An operation has ended, and no packet tells of it. Runs no user code.
     #[inline]
-    fn ended(&self, slot: SlotRef, out: &mut VecDeque<Continuation>) {
+    fn ended(&self, slot: SlotRef, out: &mut VecDeque<Parked>) {
         // This was what stands for the packet.
         slot.no_packet_due();
         let ending = slot.read_ending();
         if slot.state() == State::InFlight && ending.status.0 == 0 {
             slot.finish_with(ending);
             self.count(slot, false);
-            if let Some(waiter) = slot.take_waiter() {
-                out.push_back(waiter);
-            }
+            self.wake(slot, out);
         } else {
             self.complete(slot, out);
         }
     }
 
+    /// Whoever waits for the operation is ready.
+    #[inline]
+    fn wake(&self, slot: SlotRef, out: &mut VecDeque<Parked>) {
+        match slot.take_waiter() {
+            // It is there, for another operation that has ended.
+            Some(Parked::Task(task)) if !self.tasks.becomes_ready(task) => {}
+            Some(waiter) => out.push_back(waiter),
+            None => {}
+        }
+    }
+
+    /// Leaves `waker` to be woken at the operation's end.
+    #[inline]
+    pub(crate) fn park(&self, slot: SlotRef, waker: &Waker) {
+        match self.tasks.waker_of(waker) {
+            Some(task) => drop(slot.set_waiter(Parked::Task(task))),
+            None => slot.park_waker(waker),
+        }
+    }
+
     /// An operation's end has come. Runs no user code.
-    fn complete(&self, slot: SlotRef, out: &mut VecDeque<Continuation>) {
+    fn complete(&self, slot: SlotRef, out: &mut VecDeque<Parked>) {
         match slot.state() {
             State::InFlight | State::Cancelling => {
                 let unexpected = slot.state() == State::InFlight;
@@ -355,9 +370,7 @@ impl Inner {
                 if unexpected {
                     self.look_for_close(slot);
                 }
-                if let Some(waiter) = slot.take_waiter() {
-                    out.push_back(waiter);
-                }
+                self.wake(slot, out);
             }
             State::Orphaned => {
                 slot.finish();
@@ -614,9 +627,9 @@ impl Inner {
 
     // -- polling -----------------------------------------------------------------------------
 
-    /// Hands `continuation` to the next poll.
-    pub(crate) fn hand_out(&self, continuation: Continuation) {
-        self.over.borrow_mut().push(continuation);
+    /// Hands what is ready to the next poll.
+    pub(crate) fn hand_out(&self, ready: Parked) {
+        self.over.borrow_mut().push(ready);
     }
 
     /// Whether a wait that is over may say so now, or has to let others go first.
@@ -635,10 +648,15 @@ impl Inner {
     }
 
     /// Appends to `runnable` what is ready: tasks last, because what the kernel brought is older.
-    fn hand_over(&self, runnable: &mut Vec<Continuation>) {
-        runnable.extend(self.ready.borrow_mut().drain(..));
-        while let Some(task) = self.shared.next(&self.owner) {
-            runnable.push(Continuation::Task(Runnable::new(task)));
+    fn hand_over(self: &Rc<Self>, runnable: &mut Vec<Continuation>) {
+        while let Some(ready) = self.next_ready() {
+            match ready {
+                Parked::Other(continuation) => runnable.push(continuation),
+                Parked::Task(task) if self.tasks.may_be_handed_out(task) => {
+                    runnable.push(Continuation::Task(Runnable::new(self, task)));
+                }
+                Parked::Task(_) => {}
+            }
         }
     }
 
@@ -747,7 +765,7 @@ impl Inner {
             now = self.kernel.now();
             self.clock.set(self.kernel.coarse_now());
             while let Some(waker) = self.timers.expire(now) {
-                self.ready.borrow_mut().extend(waker.map(Continuation::Waker));
+                self.ready.borrow_mut().extend(waker.map(Parked::from));
             }
             let is_over = notified || self.has_unheard() || idle() || deadline.has_passed(now);
             if self.has_ready() || is_over {
@@ -771,11 +789,10 @@ impl Inner {
     }
 
     /// What became ready first.
-    fn next_ready(&self) -> Option<Continuation> {
+    #[inline]
+    fn next_ready(&self) -> Option<Parked> {
         let first = self.ready.borrow_mut().pop_front();
-        first.or_else(|| {
-            self.shared.next(&self.owner).map(|task| Continuation::Task(Runnable::new(task)))
-        })
+        first.or_else(|| self.shared.next(&self.owner).map(Parked::Task))
     }
 
     fn has_ready(&self) -> bool {
@@ -787,13 +804,11 @@ impl Inner {
     /// Resumes what became ready first. False where nothing is.
     #[inline]
     fn resume_next(&self) -> bool {
-        if !self.ready.borrow().is_empty() {
-            let first = self.ready.borrow_mut().pop_front();
-            first.map(Continuation::resume);
-            return true;
+        match self.next_ready() {
+            Some(Parked::Task(task)) => self.resume_task(task),
+            Some(Parked::Other(continuation)) => drop(continuation.resume()),
+            None => return false,
         }
-        let Some(task) = self.shared.next(&self.owner) else { return false };
-        task.run();
         true
     }
 
@@ -873,18 +888,20 @@ impl Inner {
         if !self.closed.replace(true) {
             // User code that panics keeps nobody else from learning that the queue is closed.
             let mut panicked = None;
-            insist(&mut panicked, || self.drop_tasks());
+            insist(&mut panicked, || {
+                self.drop_tasks();
+                self.resume_rest();
+            });
             self.cancel_all();
             let within = if self.exiting.get() { Duration::ZERO } else { within };
             let start = self.kernel.now();
             let deadline = Deadline::after(start, Some(within));
-            let latest = Deadline::after(start, Some(within.min(STRAGGLERS)));
-            insist(&mut panicked, || self.drain(deadline, latest));
+            insist(&mut panicked, || self.drain(deadline));
             // What the kernel has given back is not undrained, though its packet never came.
             self.sweep(true);
             insist(&mut panicked, || self.after_turn());
             self.shared.close(&self.owner, self.exiting.get());
-            insist(&mut panicked, || self.drop_ready_tasks());
+            insist(&mut panicked, || self.resume_rest());
             self.ended.set(true);
             insist(&mut panicked, || self.tell_waiters());
             event!(debug, undrained = self.counted.get(), "closed");
@@ -907,30 +924,15 @@ impl Inner {
         }
     }
 
-    /// Drops the futures of all tasks. Runs user code, which may spawn more.
-    fn drop_tasks(&self) {
-        for waker in self.tasks.wakers() {
-            waker.wake();
-        }
-        self.drop_ready_tasks();
-    }
-
-    /// Drops the futures of the tasks that are ready, and resumes what else is; keys are left for
-    /// whoever polls.
-    fn drop_ready_tasks(&self) {
-        while let Some(continuation) = self.next_ready() {
-            match continuation {
-                Continuation::Task(runnable) => drop(runnable),
-                Continuation::Key(_) => self.over.borrow_mut().push(continuation),
-                other => drop(other.resume()),
+    /// Resumes what is ready and no task, whose futures are gone; keys are left for whoever polls.
+    fn resume_rest(&self) {
+        while let Some(ready) = self.next_ready() {
+            match ready {
+                Parked::Task(_) => {}
+                Parked::Other(Continuation::Key(_)) => self.hand_out(ready),
+                Parked::Other(other) => drop(other.resume()),
             }
         }
-    }
-
-    /// Whether a task's future is still to be dropped: another thread is just waking it, or whoever
-    /// polled the queue has it in hand. Not one that is being polled: that sees the close by itself.
-    fn has_stragglers(&self) -> bool {
-        self.tasks.len() > self.tasks.inside()
     }
 
     fn cancel_all(&self) {
@@ -947,29 +949,21 @@ impl Inner {
         });
     }
 
-    /// Takes packets off the port until none is owed or the time is up, and until `latest` drops
-    /// tasks that are only now becoming ready.
-    fn drain(&self, deadline: Deadline, latest: Deadline) {
+    /// Takes packets off the port until none is owed or the time is up.
+    fn drain(&self, deadline: Deadline) {
         let mut now = self.kernel.now();
         let mut unheard = self.sweep(false);
         loop {
             // Looked at once even where nothing is owed; waited only for what is.
-            let stragglers = self.has_stragglers() && !latest.has_passed(now);
-            let rest = match (self.counted.get(), stragglers) {
-                (0, false) => 0,
-                (0, true) => latest.rest_ms(now),
-                (_, false) => deadline.rest_ms(now),
-                (_, true) => deadline.or(latest).rest_ms(now),
-            };
+            let rest = if self.counted.get() > 0 { deadline.rest_ms(now) } else { 0 };
             let rest = if unheard { rest.min(SWEEP_MS) } else { rest };
             let result = self.dequeue(rest);
             unheard = self.sweep(false);
             self.after_turn();
-            self.drop_ready_tasks();
+            self.resume_rest();
             now = self.kernel.now();
             let owed = self.counted.get() > 0 && !deadline.has_passed(now);
-            let late = self.has_stragglers() && !latest.has_passed(now);
-            if !owed && !late || result.is_err() {
+            if !owed || result.is_err() {
                 return;
             }
         }
@@ -999,10 +993,10 @@ impl Inner {
     fn tell_waiters(&self) {
         let mut waiters = Vec::new();
         self.slab.for_each(|slot| waiters.extend(slot.take_waiter()));
-        waiters.extend(self.timers.end().into_iter().map(Continuation::Waker));
+        waiters.extend(self.timers.end().into_iter().map(Parked::from));
         waiters.extend(self.over.take());
         self.ready.borrow_mut().extend(waiters);
-        self.drop_ready_tasks();
+        self.resume_rest();
     }
 }
 

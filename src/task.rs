@@ -1,14 +1,87 @@
 //! Tasks: futures that the queue resumes.
+//!
+//! A task's future stands in its queue and nowhere else; what leads to it is a number. A waker, which may
+//! be on any thread, puts that number on the queue's list. So a waker that outlives its task, its queue or
+//! its queue's thread keeps nothing of the future (pitfall 56), and a queue that is closed has them all at
+//! hand. An operation that a task of its own queue waits for keeps the number instead of a waker: nothing
+//! is counted, swapped or locked then.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, RawWakerVTable, Waker};
 
+use crate::continuation::Parked;
+use crate::notify::{TaskId, TaskWaker};
 use crate::queue::Inner;
+
+// ---------------------------------------------------------------------------------------------
+// What becomes of it
+
+/// How a task ended, for whoever awaits it.
+struct Join<T>(Mutex<End<T>>);
+
+enum End<T> {
+    /// Not yet; and who waits for it.
+    Waits(Option<Waker>),
+    Done(T),
+    /// Its output was taken; or there is none: it was cancelled, or panicked.
+    Gone,
+}
+
+impl<T> Join<T> {
+    fn lock(&self) -> MutexGuard<'_, End<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_over(&self) -> bool {
+        !matches!(*self.lock(), End::Waits(_))
+    }
+
+    /// Tells whoever waits, if the end is new to them. Runs user code.
+    fn end(&self, how: End<T>) {
+        let mut end = self.lock();
+        if !matches!(*end, End::Waits(_)) {
+            return;
+        }
+        let End::Waits(waker) = mem::replace(&mut *end, how) else { unreachable!("looked at") };
+        drop(end);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The output, or none where there is none any more.
+    fn poll(&self, context: &Context<'_>) -> Poll<Option<T>> {
+        // Cloned before the lock and dropped after it: both run code that is not ours.
+        let waker = context.waker().clone();
+        let mut end = self.lock();
+        let (poll, unused) = match mem::replace(&mut *end, End::Gone) {
+            End::Done(output) => (Poll::Ready(Some(output)), Some(waker)),
+            End::Gone => (Poll::Ready(None), Some(waker)),
+            End::Waits(replaced) => {
+                *end = End::Waits(Some(waker));
+                (Poll::Pending, replaced)
+            }
+        };
+        drop(end);
+        drop(unused);
+        poll
+    }
+}
+
+/// The task's own hold on its end: dropped without an output, it was cancelled or has panicked.
+struct Ending<T>(Arc<Join<T>>);
+
+impl<T> Drop for Ending<T> {
+    fn drop(&mut self) {
+        self.0.end(End::Gone);
+    }
+}
 
 /// A spawned future.
 ///
@@ -19,36 +92,52 @@ use crate::queue::Inner;
 /// Not `Send` unless the output is; awaiting it under another executor works as long as somebody
 /// polls the queue.
 ///
-/// A panic while a task's future is *dropped* (by cancelling, or by closing the queue) ends the
-/// process: it could be told to nobody.
-///
 /// # Panics
 /// Awaiting a task whose future panicked, or whose queue was closed, panics.
 #[must_use = "dropping a task cancels it: await it, or detach it"]
-pub struct Task<T>(async_task::Task<T>);
+pub struct Task<T> {
+    waker: Arc<TaskWaker>,
+    join: Arc<Join<T>>,
+    is_detached: bool,
+}
 
 impl<T> Task<T> {
     /// Lets the task go on without anybody waiting for its output.
-    pub fn detach(self) {
-        self.0.detach();
+    pub fn detach(mut self) {
+        self.is_detached = true;
     }
 
     /// Whether the future is done, or was cancelled.
     pub fn is_finished(&self) -> bool {
-        self.0.is_finished()
+        self.join.is_over()
     }
 
     /// Cancels the task and waits until its future was dropped: its output if it was done before.
     pub async fn cancel(self) -> Option<T> {
-        self.0.cancel().await
+        if !self.join.is_over() {
+            self.waker.cancel();
+        }
+        std::future::poll_fn(|context| self.join.poll(context)).await
     }
 }
 
 impl<T> Future for Task<T> {
     type Output = T;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        Pin::new(&mut self.0).poll(context)
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        self.join.poll(context).map(|output| {
+            output.expect(
+                "a task was awaited that was cancelled, has panicked, or was awaited before",
+            )
+        })
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        if !self.is_detached && !self.join.is_over() {
+            self.waker.cancel();
+        }
     }
 }
 
@@ -58,43 +147,62 @@ impl<T> fmt::Debug for Task<T> {
     }
 }
 
-/// The queue's unfinished tasks, each by its waker: closing a queue wakes them all once more, to
-/// drop their futures.
+// ---------------------------------------------------------------------------------------------
+// The queue's tasks
+
+/// A task that is not being polled just now.
+struct Body {
+    future: Pin<Box<dyn Future<Output = ()>>>,
+    /// Made of `handle`, once.
+    waker: Waker,
+    handle: Arc<TaskWaker>,
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.handle.retire();
+    }
+}
+
+enum State {
+    Vacant,
+    Waits(Body),
+    /// Being polled or dropped, further out. It is polled once more after that if `again`.
+    Runs {
+        again: bool,
+    },
+}
+
+struct Place {
+    generation: u32,
+    /// An operation's end has put it on the queue's list, or it was handed out from there.
+    is_ready: bool,
+    state: State,
+}
+
+/// The task that is being polled, and by what its waker is known.
+#[derive(Clone, Copy)]
+struct Current {
+    id: TaskId,
+    data: *const (),
+    vtable: &'static RawWakerVTable,
+}
+
+/// The queue's unfinished tasks.
 #[derive(Default)]
 pub(crate) struct Tasks {
-    wakers: RefCell<Vec<Option<Waker>>>,
-    free: RefCell<Vec<usize>>,
+    places: RefCell<Vec<Place>>,
+    free: RefCell<Vec<u32>>,
     unfinished: Cell<usize>,
     /// How many of them are being polled just now, one inside the other.
     inside: Cell<usize>,
+    current: Cell<Option<Current>>,
 }
 
 impl Tasks {
-    fn reserve(&self) -> usize {
-        self.unfinished.set(self.unfinished.get() + 1);
-        if let Some(index) = self.free.borrow_mut().pop() {
-            return index;
-        }
-        let mut wakers = self.wakers.borrow_mut();
-        wakers.push(None);
-        wakers.len() - 1
-    }
-
-    fn remove(&self, index: usize) {
-        self.unfinished.set(self.unfinished.get() - 1);
-        let waker = self.wakers.borrow_mut()[index].take();
-        self.free.borrow_mut().push(index);
-        drop(waker);
-    }
-
     /// How many tasks are unfinished.
     pub(crate) fn len(&self) -> usize {
         self.unfinished.get()
-    }
-
-    /// How many tasks are being polled, one inside the other.
-    pub(crate) fn inside(&self) -> usize {
-        self.inside.get()
     }
 
     /// Whether a task is being polled: it is unfinished until that returns, whoever resumed it.
@@ -102,38 +210,156 @@ impl Tasks {
         self.inside.get() > 0
     }
 
-    /// A waker of each unfinished task.
-    pub(crate) fn wakers(&self) -> Vec<Waker> {
-        self.wakers.borrow().iter().flatten().cloned().collect()
+    /// The task that is being polled, if `waker` is its.
+    #[inline]
+    pub(crate) fn waker_of(&self, waker: &Waker) -> Option<TaskId> {
+        let current = self.current.get()?;
+        let is_its = current.data == waker.data() && std::ptr::eq(current.vtable, waker.vtable());
+        is_its.then_some(current.id)
+    }
+
+    /// A name for a new task.
+    fn reserve(&self) -> TaskId {
+        let mut places = self.places.borrow_mut();
+        let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            places.push(Place { generation: 0, is_ready: false, state: State::Vacant });
+            u32::try_from(places.len() - 1).expect("fewer than 2^32 tasks")
+        });
+        self.unfinished.set(self.unfinished.get() + 1);
+        TaskId { index, generation: places[index as usize].generation }
+    }
+
+    fn with<R>(&self, id: TaskId, act: impl FnOnce(&mut Place) -> R) -> Option<R> {
+        let mut places = self.places.borrow_mut();
+        let place = places.get_mut(id.index as usize);
+        place.filter(|place| place.generation == id.generation).map(act)
+    }
+
+    /// Takes the task's body to poll it or to drop it. None where it is finished; one that is being
+    /// polled is polled again after that.
+    fn begin(&self, id: TaskId) -> Option<Body> {
+        self.with(id, |place| {
+            place.is_ready = false;
+            let is_running = matches!(place.state, State::Runs { .. });
+            match mem::replace(&mut place.state, State::Runs { again: is_running }) {
+                State::Waits(body) => Some(body),
+                _ => None,
+            }
+        })?
+    }
+
+    /// It goes on waiting. True where it was to be polled again meanwhile.
+    fn put_back(&self, id: TaskId, body: Body) -> bool {
+        let before = self.with(id, |place| mem::replace(&mut place.state, State::Waits(body)));
+        matches!(before, Some(State::Runs { again: true }))
+    }
+
+    fn finish(&self, id: TaskId) {
+        self.with(id, |place| {
+            place.state = State::Vacant;
+            place.generation = place.generation.wrapping_add(1);
+        });
+        self.free.borrow_mut().push(id.index);
+        self.unfinished.set(self.unfinished.get() - 1);
+    }
+
+    /// An operation's end wakes the task. False where it is on the list already, or finished.
+    #[inline]
+    pub(crate) fn becomes_ready(&self, id: TaskId) -> bool {
+        self.with(id, |place| !mem::replace(&mut place.is_ready, true)).unwrap_or(false)
+    }
+
+    /// Whether somebody may be given the task to resume it; one that is being polled is polled again.
+    pub(crate) fn may_be_handed_out(&self, id: TaskId) -> bool {
+        self.with(id, |place| {
+            if let State::Runs { again } = &mut place.state {
+                *again = true;
+                place.is_ready = false;
+            }
+            matches!(place.state, State::Waits(_))
+        })
+        .unwrap_or(false)
+    }
+
+    /// One that can be dropped, from `index` on.
+    fn next_waiting(&self, index: usize) -> Option<TaskId> {
+        let places = self.places.borrow();
+        let waits = |place: &Place| matches!(place.state, State::Waits(_));
+        let index = (index..places.len()).find(|&index| waits(&places[index]))?;
+        Some(TaskId { index: index as u32, generation: places[index].generation })
     }
 }
 
-/// Takes a task off the list when its future is dropped, done or not.
-struct Entry {
-    queue: Weak<Inner>,
-    index: usize,
+/// A task that is being polled or dropped. Finishes it, unless it is to go on.
+struct Turn<'a> {
+    tasks: &'a Tasks,
+    id: TaskId,
+    goes_on: bool,
 }
 
-/// Says that a task of the queue is being polled.
-struct Inside<'a>(&'a Cell<usize>);
-
-impl<'a> Inside<'a> {
-    fn new(inside: &'a Cell<usize>) -> Self {
-        inside.set(inside.get() + 1);
-        Self(inside)
+impl<'a> Turn<'a> {
+    /// With what is to be dropped before this is.
+    fn begin(tasks: &'a Tasks, id: TaskId) -> Option<(Self, Body)> {
+        let body = tasks.begin(id)?;
+        tasks.inside.set(tasks.inside.get() + 1);
+        Some((Self { tasks, id, goes_on: false }, body))
     }
 }
 
-impl Drop for Inside<'_> {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.tasks.inside.set(self.tasks.inside.get() - 1);
+        if !self.goes_on {
+            self.tasks.finish(self.id);
+        }
     }
 }
 
-impl Drop for Entry {
+/// Says which task is being polled.
+struct Polling<'a>(&'a Cell<Option<Current>>, Option<Current>);
+
+impl Drop for Polling<'_> {
     fn drop(&mut self) {
-        if let Some(queue) = self.queue.upgrade() {
-            queue.tasks.remove(self.index);
+        self.0.set(self.1);
+    }
+}
+
+impl Inner {
+    /// Polls a task, or drops one that was cancelled. Does nothing for one that is finished.
+    pub(crate) fn resume_task(&self, id: TaskId) {
+        let Some((mut turn, mut body)) = Turn::begin(&self.tasks, id) else { return };
+        // Closed after poll had handed it out: it must not be resumed any more.
+        body.handle.answer();
+        if body.handle.is_cancelled() || self.is_closed() {
+            return drop(body);
+        }
+        let (data, vtable) = (body.waker.data(), body.waker.vtable());
+        let outer = self.tasks.current.replace(Some(Current { id, data, vtable }));
+        let polling = Polling(&self.tasks.current, outer);
+        let polled = body.future.as_mut().poll(&mut Context::from_waker(&body.waker));
+        drop(polling);
+        if polled.is_ready() || self.is_closed() || body.handle.is_cancelled() {
+            return drop(body);
+        }
+        turn.goes_on = true;
+        if self.tasks.put_back(id, body) && self.tasks.becomes_ready(id) {
+            self.hand_out(Parked::Task(id));
+        }
+    }
+
+    /// Drops a task's future, unless it is finished or being polled. Runs user code.
+    pub(crate) fn drop_task(&self, id: TaskId) {
+        let Some((_turn, body)) = Turn::begin(&self.tasks, id) else { return };
+        drop(body);
+    }
+
+    /// Drops the futures of all tasks but those that are being polled, which see by themselves that the
+    /// queue is closed. Runs user code.
+    pub(crate) fn drop_tasks(&self) {
+        let mut index = 0;
+        while let Some(id) = self.tasks.next_waiting(index) {
+            index = id.index as usize + 1;
+            self.drop_task(id);
         }
     }
 }
@@ -144,35 +370,59 @@ where
     F: Future + 'static,
     F::Output: 'static,
 {
-    let index = queue.tasks.reserve();
-    let entry = Entry { queue: Rc::downgrade(queue), index };
-    let shared = Arc::clone(&queue.shared);
-    let (runnable, task) = async_task::spawn_local(
-        async move {
-            let entry = entry;
-            let mut future = pin!(future);
-            poll_fn(|context| {
-                let queue = entry.queue.upgrade();
-                let _inside = queue.as_ref().map(|queue| Inside::new(&queue.tasks.inside));
-                let is_closed = || queue.as_ref().is_none_or(|queue| queue.is_closed());
-                // Closed after poll had handed it out: it must not be resumed any more.
-                let polled =
-                    if is_closed() { Poll::Pending } else { future.as_mut().poll(context) };
-                if polled.is_pending() && is_closed() {
-                    // Scheduled once more, its future is dropped instead of polled.
-                    context.waker().wake_by_ref();
-                }
-                polled
-            })
-            .await
-        },
-        move |runnable| shared.schedule(runnable),
-    );
-    queue.tasks.wakers.borrow_mut()[index] = Some(runnable.waker());
+    let join = Arc::new(Join(Mutex::new(End::Waits(None))));
+    let ending = Ending(Arc::clone(&join));
+    let id = queue.tasks.reserve();
+    let handle = Arc::new(TaskWaker::new(id, Arc::clone(&queue.shared)));
+    let body = Body {
+        future: Box::pin(async move {
+            // Told of when the future is gone, whether that is done or dropped.
+            let ending = ending;
+            let output = future.await;
+            ending.0.end(End::Done(output));
+        }),
+        waker: Waker::from(Arc::clone(&handle)),
+        handle: Arc::clone(&handle),
+    };
+    queue.tasks.put_back(id, body);
     if queue.is_closed() {
-        drop(runnable); // Whoever awaits the task learns that it was cancelled.
+        queue.drop_task(id); // Whoever awaits the task learns that it was cancelled.
     } else {
-        runnable.schedule();
+        handle.schedule();
     }
-    Task(task)
+    Task { waker: handle, join, is_detached: false }
+}
+
+/// A task of the queue's that is ready to run. Not `Send`: tasks run on their queue's thread.
+pub struct Runnable {
+    queue: Weak<Inner>,
+    id: TaskId,
+}
+
+impl Runnable {
+    pub(crate) fn new(queue: &Rc<Inner>, id: TaskId) -> Self {
+        Self { queue: Rc::downgrade(queue), id }
+    }
+
+    pub(crate) fn run(mut self) {
+        // What is left of it cancels nothing.
+        let queue = mem::take(&mut self.queue);
+        if let Some(queue) = queue.upgrade() {
+            queue.resume_task(self.id);
+        }
+    }
+}
+
+impl Drop for Runnable {
+    fn drop(&mut self) {
+        if let Some(queue) = self.queue.upgrade() {
+            queue.drop_task(self.id);
+        }
+    }
+}
+
+impl fmt::Debug for Runnable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runnable").finish_non_exhaustive()
+    }
 }
