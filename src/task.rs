@@ -150,34 +150,25 @@ impl<T> fmt::Debug for Task<T> {
 // ---------------------------------------------------------------------------------------------
 // The queue's tasks
 
-/// A task that is not being polled just now.
+/// An unfinished task.
 struct Body {
-    future: Pin<Box<dyn Future<Output = ()>>>,
+    id: TaskId,
+    /// None while it is being polled or dropped, further out.
+    future: Cell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
+    /// It was to be polled while it was polled: it is once more, after that.
+    again: Cell<bool>,
+    /// An operation's end has put it on the queue's list, or it was handed out from there.
+    is_ready: Cell<bool>,
     /// Made of `handle`, once.
     waker: Waker,
     handle: Arc<TaskWaker>,
 }
 
-impl Drop for Body {
-    fn drop(&mut self) {
-        self.handle.retire();
-    }
-}
-
-enum State {
-    Vacant,
-    Waits(Body),
-    /// Being polled or dropped, further out. It is polled once more after that if `again`.
-    Runs {
-        again: bool,
-    },
-}
-
+/// Where a task stands; the next one there has another generation.
+#[derive(Default)]
 struct Place {
     generation: u32,
-    /// An operation's end has put it on the queue's list, or it was handed out from there.
-    is_ready: bool,
-    state: State,
+    body: Option<Rc<Body>>,
 }
 
 /// The task that is being polled, and by what its waker is known.
@@ -222,95 +213,95 @@ impl Tasks {
     fn reserve(&self) -> TaskId {
         let mut places = self.places.borrow_mut();
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            places.push(Place { generation: 0, is_ready: false, state: State::Vacant });
+            places.push(Place::default());
             u32::try_from(places.len() - 1).expect("fewer than 2^32 tasks")
         });
         self.unfinished.set(self.unfinished.get() + 1);
         TaskId { index, generation: places[index as usize].generation }
     }
 
-    fn with<R>(&self, id: TaskId, act: impl FnOnce(&mut Place) -> R) -> Option<R> {
+    fn insert(&self, body: Body) {
+        let index = body.id.index as usize;
+        self.places.borrow_mut()[index].body = Some(Rc::new(body));
+    }
+
+    /// Does something with a task, unless it is finished.
+    #[inline]
+    fn with<R>(&self, id: TaskId, act: impl FnOnce(&Rc<Body>) -> R) -> Option<R> {
+        let places = self.places.borrow();
+        let place = places.get(id.index as usize)?;
+        if place.generation == id.generation { place.body.as_ref().map(act) } else { None }
+    }
+
+    /// Its future is gone.
+    fn finish(&self, body: &Body) {
+        body.handle.retire();
         let mut places = self.places.borrow_mut();
-        let place = places.get_mut(id.index as usize);
-        place.filter(|place| place.generation == id.generation).map(act)
-    }
-
-    /// Takes the task's body to poll it or to drop it. None where it is finished; one that is being
-    /// polled is polled again after that.
-    fn begin(&self, id: TaskId) -> Option<Body> {
-        self.with(id, |place| {
-            place.is_ready = false;
-            let is_running = matches!(place.state, State::Runs { .. });
-            match mem::replace(&mut place.state, State::Runs { again: is_running }) {
-                State::Waits(body) => Some(body),
-                _ => None,
-            }
-        })?
-    }
-
-    /// It goes on waiting. True where it was to be polled again meanwhile.
-    fn put_back(&self, id: TaskId, body: Body) -> bool {
-        let before = self.with(id, |place| mem::replace(&mut place.state, State::Waits(body)));
-        matches!(before, Some(State::Runs { again: true }))
-    }
-
-    fn finish(&self, id: TaskId) {
-        self.with(id, |place| {
-            place.state = State::Vacant;
-            place.generation = place.generation.wrapping_add(1);
-        });
-        self.free.borrow_mut().push(id.index);
+        let place = &mut places[body.id.index as usize];
+        place.generation = place.generation.wrapping_add(1);
+        // Whoever calls has another hold on it.
+        place.body = None;
+        self.free.borrow_mut().push(body.id.index);
         self.unfinished.set(self.unfinished.get() - 1);
     }
 
     /// An operation's end wakes the task. False where it is on the list already, or finished.
     #[inline]
     pub(crate) fn becomes_ready(&self, id: TaskId) -> bool {
-        self.with(id, |place| !mem::replace(&mut place.is_ready, true)).unwrap_or(false)
+        self.with(id, |body| !body.is_ready.replace(true)).unwrap_or(false)
     }
 
     /// Whether somebody may be given the task to resume it; one that is being polled is polled again.
     pub(crate) fn may_be_handed_out(&self, id: TaskId) -> bool {
-        self.with(id, |place| {
-            if let State::Runs { again } = &mut place.state {
-                *again = true;
-                place.is_ready = false;
+        self.with(id, |body| {
+            let future = body.future.take();
+            let waits = future.is_some();
+            body.future.set(future);
+            if !waits {
+                body.is_ready.set(false);
+                body.again.set(true);
             }
-            matches!(place.state, State::Waits(_))
+            waits
         })
         .unwrap_or(false)
     }
 
-    /// One that can be dropped, from `index` on.
-    fn next_waiting(&self, index: usize) -> Option<TaskId> {
+    /// An unfinished one, from `index` on.
+    fn next(&self, index: usize) -> Option<TaskId> {
         let places = self.places.borrow();
-        let waits = |place: &Place| matches!(place.state, State::Waits(_));
-        let index = (index..places.len()).find(|&index| waits(&places[index]))?;
-        Some(TaskId { index: index as u32, generation: places[index].generation })
+        places.iter().skip(index).find_map(|place| Some(place.body.as_ref()?.id))
     }
 }
 
-/// A task that is being polled or dropped. Finishes it, unless it is to go on.
+/// A task whose future was taken, to be polled or dropped. Finishes it, unless the future is put back.
 struct Turn<'a> {
     tasks: &'a Tasks,
-    id: TaskId,
+    body: Rc<Body>,
     goes_on: bool,
 }
 
 impl<'a> Turn<'a> {
-    /// With what is to be dropped before this is.
-    fn begin(tasks: &'a Tasks, id: TaskId) -> Option<(Self, Body)> {
-        let body = tasks.begin(id)?;
+    /// With the future, which is to be gone before this is. None where the task is finished; one that is
+    /// being polled is polled again after that.
+    #[inline]
+    fn begin(tasks: &'a Tasks, id: TaskId) -> Option<(Self, Pin<Box<dyn Future<Output = ()>>>)> {
+        let body = tasks.with(id, Rc::clone)?;
+        body.is_ready.set(false);
+        let Some(future) = body.future.take() else {
+            body.again.set(true);
+            return None;
+        };
         tasks.inside.set(tasks.inside.get() + 1);
-        Some((Self { tasks, id, goes_on: false }, body))
+        Some((Self { tasks, body, goes_on: false }, future))
     }
 }
 
 impl Drop for Turn<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.tasks.inside.set(self.tasks.inside.get() - 1);
         if !self.goes_on {
-            self.tasks.finish(self.id);
+            self.tasks.finish(&self.body);
         }
     }
 }
@@ -327,37 +318,40 @@ impl Drop for Polling<'_> {
 impl Inner {
     /// Polls a task, or drops one that was cancelled. Does nothing for one that is finished.
     pub(crate) fn resume_task(&self, id: TaskId) {
-        let Some((mut turn, mut body)) = Turn::begin(&self.tasks, id) else { return };
-        // Closed after poll had handed it out: it must not be resumed any more.
+        let Some((mut turn, mut future)) = Turn::begin(&self.tasks, id) else { return };
+        let body = &*turn.body;
         body.handle.answer();
-        if body.handle.is_cancelled() || self.is_closed() {
-            return drop(body);
+        let is_over = || self.is_closed() || body.handle.is_cancelled();
+        // Closed after poll had handed it out: it must not be resumed any more.
+        if is_over() {
+            return drop(future);
         }
         let (data, vtable) = (body.waker.data(), body.waker.vtable());
         let outer = self.tasks.current.replace(Some(Current { id, data, vtable }));
         let polling = Polling(&self.tasks.current, outer);
-        let polled = body.future.as_mut().poll(&mut Context::from_waker(&body.waker));
+        let polled = future.as_mut().poll(&mut Context::from_waker(&body.waker));
         drop(polling);
-        if polled.is_ready() || self.is_closed() || body.handle.is_cancelled() {
-            return drop(body);
+        if polled.is_ready() || is_over() {
+            return drop(future);
         }
-        turn.goes_on = true;
-        if self.tasks.put_back(id, body) && self.tasks.becomes_ready(id) {
+        body.future.set(Some(future));
+        if body.again.replace(false) && !body.is_ready.replace(true) {
             self.hand_out(Parked::Task(id));
         }
+        turn.goes_on = true;
     }
 
     /// Drops a task's future, unless it is finished or being polled. Runs user code.
     pub(crate) fn drop_task(&self, id: TaskId) {
-        let Some((_turn, body)) = Turn::begin(&self.tasks, id) else { return };
-        drop(body);
+        let Some((_turn, future)) = Turn::begin(&self.tasks, id) else { return };
+        drop(future);
     }
 
     /// Drops the futures of all tasks but those that are being polled, which see by themselves that the
     /// queue is closed. Runs user code.
     pub(crate) fn drop_tasks(&self) {
         let mut index = 0;
-        while let Some(id) = self.tasks.next_waiting(index) {
+        while let Some(id) = self.tasks.next(index) {
             index = id.index as usize + 1;
             self.drop_task(id);
         }
@@ -374,17 +368,19 @@ where
     let ending = Ending(Arc::clone(&join));
     let id = queue.tasks.reserve();
     let handle = Arc::new(TaskWaker::new(id, Arc::clone(&queue.shared)));
-    let body = Body {
-        future: Box::pin(async move {
+    queue.tasks.insert(Body {
+        id,
+        future: Cell::new(Some(Box::pin(async move {
             // Told of when the future is gone, whether that is done or dropped.
             let ending = ending;
             let output = future.await;
             ending.0.end(End::Done(output));
-        }),
+        }))),
+        again: Cell::new(false),
+        is_ready: Cell::new(false),
         waker: Waker::from(Arc::clone(&handle)),
         handle: Arc::clone(&handle),
-    };
-    queue.tasks.put_back(id, body);
+    });
     if queue.is_closed() {
         queue.drop_task(id); // Whoever awaits the task learns that it was cancelled.
     } else {
