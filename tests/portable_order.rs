@@ -4,14 +4,14 @@
 #[macro_use]
 mod each_kernel;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::thread;
 use std::time::Duration;
 
 use each_kernel::{
-    HalfWay, Stream, Way, look_around, pipe, raw_tcp, read_full, set_send_room, two_ways, ways,
-    ways_in, ways_out, write_full,
+    HalfWay, Stream, Way, look_around, pipe, pipe_in, raw_tcp, read_full, set_send_room,
+    tcp_to_host, two_ways, ways, ways_in, ways_out, write_full,
 };
 use ioqueue::error::is_cancelled;
 
@@ -222,6 +222,30 @@ on_each_kernel! {
                 assert_eq!((count.unwrap(), bytes[0]), (1, round), "{name}");
             }
         }
+    }
+
+    /// A queue that looks after those who wait without having tried leaves alone what its kernel has: else
+    /// a read would end twice, the second time in memory that is somebody else's.
+    fn a_read_that_the_kernel_has_is_left_to_it(queue) {
+        let (ours, mut theirs) = tcp_to_host(queue);
+        theirs.write_all(b"less than there is room for").unwrap();
+        queue.block_on(ours.read(vec![0; 64])).unwrap().0.unwrap();
+        let untried = ours.read(vec![0; 64]);
+        let (reader, mut writer) = pipe_in(queue);
+        let reads: Vec<_> = (0..3).map(|_| reader.read(vec![0; 4])).collect();
+        queue.block_on(look_around()).unwrap();
+        // So long that it is time to look after the first.
+        thread::sleep(Duration::from_millis(100));
+        writer.write_all(b"111122223333").unwrap();
+        for (read, bytes) in reads.into_iter().zip(["1111", "2222", "3333"]) {
+            assert_eq!(queue.block_on(read).unwrap().1, bytes.as_bytes());
+        }
+        let last = reader.read(vec![0; 4]);
+        queue.block_on(look_around()).unwrap();
+        writer.write_all(b"4444").unwrap();
+        assert_eq!(queue.block_on(last).unwrap().1, b"4444");
+        drop(untried);
+        queue.run().unwrap();
     }
 
     /// A time limit on one that waits for its turn.

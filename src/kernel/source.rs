@@ -510,7 +510,8 @@ impl Sources {
     fn look_at_doubts(&self, idle: bool, now: Duration, tell: &mut impl FnMut(SlotRef, Ending)) {
         self.doubtful.set(None);
         for source in self.list.borrow_mut().iter_mut().flatten() {
-            let waits = source.medium != Medium::File && !source.input.is_empty();
+            // Where nobody watches, what is first in the lane is the kernel's.
+            let waits = source.watched & IN != 0 && !source.input.is_empty();
             if waits && source.drained && unix::ready_now(source.fd, op::Event::Read).is_ok() {
                 source.drained = false;
                 if idle {
