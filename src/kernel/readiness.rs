@@ -211,22 +211,29 @@ impl Readiness {
     /// What follows a file's position keeps its order by having one at a time; what has a place of its
     /// own goes on side by side.
     fn queue_job(&self, slot: SlotRef) -> Outcome {
-        let first = self.sources.with(entry_of(slot), |source| {
-            let file = source.for_threads()?;
-            if !slot.call().is_sequential() {
-                return Ok(Some(file));
-            }
-            let lane = source.lane(slot.call());
-            let is_first = lane.is_empty();
-            lane.push(slot);
-            Ok(is_first.then_some(file))
-        });
-        match first {
-            Ok(Some(file)) => self.jobs.start(slot, file),
-            Ok(None) => {}
-            Err(errno) => return Outcome::from_errno(errno),
+        if let Call::Ready { event } = slot.call() {
+            return at_once(slot, Ok(event.bit().into())); // A file always is.
         }
+        self.sources.with(entry_of(slot), |source| {
+            if slot.call().is_sequential() {
+                let lane = source.lane(slot.call());
+                let is_first = lane.is_empty();
+                lane.push(slot);
+                if !is_first {
+                    return;
+                }
+            }
+            self.start_job(slot, source);
+        });
         Outcome::PENDING
+    }
+
+    fn start_job(&self, slot: SlotRef, source: &mut Source) {
+        match source.for_threads() {
+            Ok(file) => self.jobs.start(slot, file),
+            // With no descriptor left it blocks its queue.
+            Err(_) => self.jobs.make_here(slot, source.fd),
+        }
     }
 
     /// What the threads have done since.
@@ -240,9 +247,8 @@ impl Readiness {
                     let lane = source.lane(slot.call());
                     lane.pop();
                     // When the registration ended, what waited was taken out of the lane.
-                    let Some(next) = lane.first() else { return };
-                    if let Ok(file) = source.for_threads() {
-                        self.jobs.start(next, file);
+                    if let Some(next) = lane.first() {
+                        self.start_job(next, source);
                     }
                 });
             }

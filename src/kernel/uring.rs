@@ -76,6 +76,8 @@ pub(crate) struct Uring {
     sources: Sources,
     /// What found no room in the submission queue, in order.
     backlog: RefCell<VecDeque<Entry>>,
+    /// What was taken off the ring to make room, and not gone through.
+    early: RefCell<VecDeque<Completion>>,
 }
 
 impl Uring {
@@ -102,6 +104,7 @@ impl Uring {
             is_recent,
             sources: Sources::default(),
             backlog: RefCell::default(),
+            early: RefCell::default(),
             ring: {
                 // A sandbox may allow the ring and refuse its use: one look tells.
                 // SAFETY: hands over nothing and waits for nothing.
@@ -280,12 +283,29 @@ impl Uring {
                 return;
             }
             // What the kernel does not take now stays in the queue.
-            let taken = self.enter(count, 0, if finish { GET_EVENTS } else { 0 }, None);
-            let goes_on = taken.is_ok_and(|taken| taken > 0);
-            if !goes_on || (is_all && self.ring.borrow_mut().submission().is_empty()) {
+            let handed = self.enter(count, 0, if finish { GET_EVENTS } else { 0 }, None);
+            let goes_on = match handed.map_err(|error| error.raw_os_error()) {
+                Ok(taken) => taken > 0,
+                // Completions have to be taken first.
+                Err(Some(libc::EBUSY)) if self.take_completions() => true,
+                Err(_) => return,
+            };
+            let mut ring = self.ring.borrow_mut();
+            let submissions = ring.submission();
+            // It finishes a few at a time only (io_uring/io_uring.c, IO_LOCAL_TW_DEFAULT_MAX).
+            let has_work = finish && submissions.taskrun();
+            if !has_work && (!goes_on || (is_all && submissions.is_empty())) {
                 return;
             }
         }
+    }
+
+    /// Takes what there is off the ring, for the next look to go through. False where there was nothing.
+    fn take_completions(&self) -> bool {
+        let mut early = self.early.borrow_mut();
+        let before = early.len();
+        early.extend(self.ring.borrow_mut().completion().map(facts));
+        early.len() > before
     }
 
     /// io_uring_enter(2).
@@ -352,7 +372,7 @@ impl Uring {
             sink(Event::Ended(slot));
         };
         // Those that come while these are looked at are for the next look.
-        let count = self.ring.borrow_mut().completion().len();
+        let count = self.early.borrow().len() + self.ring.borrow_mut().completion().len();
         let idle = count == 0 && longest > 0;
         let mut rang = false;
         for _ in 0..count {
@@ -379,9 +399,9 @@ impl Uring {
     }
 
     #[inline]
-    fn next_completion(&self) -> Option<(u64, i32, u32)> {
-        let mut ring = self.ring.borrow_mut();
-        ring.completion().next().map(|it| (it.user_data(), it.result(), it.flags()))
+    fn next_completion(&self) -> Option<Completion> {
+        let early = self.early.borrow_mut().pop_front();
+        early.or_else(|| self.ring.borrow_mut().completion().next().map(facts))
     }
 
     /// A source's poll has fired.
@@ -419,7 +439,7 @@ impl Uring {
         let is_all = self.unload_backlog();
         let (count, idle, has_work) = {
             let mut ring = self.ring.borrow_mut();
-            let idle = ring.completion().is_empty();
+            let idle = ring.completion().is_empty() && self.early.borrow().is_empty();
             let submissions = ring.submission();
             // Without the flag that says whether there is work, there may be.
             let has_work = !self.is_recent || submissions.taskrun() || submissions.cq_overflow();
@@ -583,6 +603,14 @@ impl Drop for Uring {
             unregister(self.ring.get_mut().as_raw_fd(), self.descriptor);
         }
     }
+}
+
+/// User data, result and flags.
+type Completion = (u64, i32, u32);
+
+#[inline]
+fn facts(entry: cqueue::Entry) -> Completion {
+    (entry.user_data(), entry.result(), entry.flags())
 }
 
 /// The user data of a source's poll.

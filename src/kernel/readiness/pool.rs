@@ -107,9 +107,7 @@ impl Job {
         // SAFETY: the operation's memory stays until its result was taken (see `Send`).
         let result = unsafe { make(file.as_raw_fd(), call) };
         drop(file);
-        jobs.lock().push((slot, result));
-        // The bell cannot fail but for a descriptor that is closed, which ours is not.
-        let _ = jobs.bell.ring();
+        jobs.done(slot, result);
     }
 }
 
@@ -128,6 +126,19 @@ impl Jobs {
         self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn done(&self, slot: usize, result: Result<u32, Errno>) {
+        self.lock().push((slot, result));
+        // The bell cannot fail but for a descriptor that is closed, which ours is not.
+        let _ = self.bell.ring();
+    }
+
+    /// Makes the operation's call here and now, by the handle's own descriptor.
+    pub(super) fn make_here(&self, slot: SlotRef, fd: RawFd) {
+        // SAFETY: the operation's memory stays until its result was taken (see `Send`).
+        let result = unsafe { make(fd, slot.call()) };
+        self.done(slot.address(), result);
+    }
+
     /// Has a thread make the operation's call.
     pub(super) fn start(self: &Arc<Self>, slot: SlotRef, file: Arc<OwnedFd>) {
         let jobs = Arc::clone(self);
@@ -142,8 +153,7 @@ impl Jobs {
         };
         state.waiting.remove(index);
         drop(state);
-        self.lock().push((slot.address(), Err(libc::ECANCELED)));
-        let _ = self.bell.ring();
+        self.done(slot.address(), Err(libc::ECANCELED));
         true
     }
 
@@ -197,8 +207,6 @@ unsafe fn make(fd: RawFd, call: Call) -> Result<u32, Errno> {
             }
             Call::Sync { data_only: false } => file.sync_all().map(|()| 0),
             Call::Sync { data_only: true } => file.sync_data().map(|()| 0),
-            // A file is always ready.
-            Call::Ready { event } => return Ok(event.bit().into()),
             Call::Receive { .. }
             | Call::Send { .. }
             | Call::ReceiveFrom { .. }
@@ -206,7 +214,7 @@ unsafe fn make(fd: RawFd, call: Call) -> Result<u32, Errno> {
             | Call::Accept { .. }
             | Call::Connect { .. }
             | Call::Shutdown { .. } => return Err(libc::ENOTSOCK),
-            Call::Overlapped => return Err(libc::EINVAL),
+            Call::Ready { .. } | Call::Overlapped => return Err(libc::EINVAL),
         }
     };
     result.map(|count| count as u32).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
