@@ -108,6 +108,9 @@ pub(crate) struct Source {
     pub(crate) made_nonblocking: bool,
     /// Which file it is: asked when its mode is changed.
     file: Option<Mark>,
+    /// Somebody else owns it, may close it unsaid when nothing waits, and what has its number then may have
+    /// the same mark: eventfds have all one, and so has what a terminal's name was opened for.
+    looks_alike: bool,
     /// The file under a descriptor of its own, for threads: theirs to use when this one is closed.
     for_threads: Option<Arc<OwnedFd>>,
     /// It never answers a direct call: no use in trying.
@@ -157,6 +160,10 @@ impl Source {
             needed |= IN | OUT;
         }
         needed & !self.watched
+    }
+
+    fn is_idle(&self) -> bool {
+        self.input.is_empty() && self.output.is_empty() && self.onlookers.is_empty()
     }
 
     /// Makes its calls never block, until the registration ends.
@@ -321,6 +328,7 @@ impl Sources {
             nonblocking: false,
             made_nonblocking: false,
             file: None,
+            looks_alike: !owned && medium == Medium::Stream && !unix::is_pipe(fd),
             for_threads: None,
             never_direct: false,
             drained: false,
@@ -416,7 +424,10 @@ impl Sources {
                 (_, Direction::In) => IN,
                 (_, Direction::Out) => OUT,
             };
-            if needed & !source.watched != 0 {
+            // What was closed since is watched no more, though another looks the same. (Closed while
+            // something waits it would be misuse.)
+            let is_unsure = source.looks_alike && source.is_idle();
+            if needed & !source.watched != 0 || is_unsure {
                 watch(source, needed & !source.watched)?;
                 source.watched |= needed;
             }

@@ -55,6 +55,10 @@ impl Poller {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
                 self.control(libc::EPOLL_CTL_MOD, fd, events, key)
             }
+            // What was watched under this number was closed, unsaid.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                self.control(libc::EPOLL_CTL_ADD, fd, events, key)
+            }
             answer => answer,
         }
     }

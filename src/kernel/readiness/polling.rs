@@ -45,18 +45,19 @@ impl Poller {
     /// For `what`, from now on, and if the handle is ready already.
     pub(super) fn watch(&self, fd: RawFd, key: usize, what: u8, is_new: bool) -> io::Result<()> {
         let event = Event::new(key, what & IN != 0, what & OUT != 0);
-        if is_new {
-            // SAFETY: the descriptor is taken off the poller when its registration ends, before it is
-            // closed; where its owner closes it before that, the poller merely says nothing of it, or an
-            // error.
-            match unsafe { self.poller.add_with_mode(fd, event, self.mode) } {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                answer => return answer,
-            }
-        }
         // SAFETY: it was open a moment ago, and is only named.
-        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        self.poller.modify_with_mode(fd, event, self.mode)
+        let named = unsafe { BorrowedFd::borrow_raw(fd) };
+        // SAFETY: the descriptor is taken off the poller when its registration ends, before it is closed;
+        // where its owner closes it before that, the poller merely says nothing of it, or an error.
+        let add = || unsafe { self.poller.add_with_mode(fd, event, self.mode) };
+        let modify = || self.poller.modify_with_mode(named, event, self.mode);
+        match if is_new { add() } else { modify() } {
+            // A duplicate of what was watched under this number before, say.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => modify(),
+            // What was watched under this number was closed, unsaid.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => add(),
+            answer => answer,
+        }
     }
 
     pub(super) fn forget(&self, fd: RawFd) {

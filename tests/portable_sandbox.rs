@@ -1,0 +1,190 @@
+#![cfg(target_os = "linux")]
+//! Where io_uring is refused, as sandboxes and container runtimes do: the queue falls back (U1).
+//!
+//! Each case is a process of its own: a filter of system calls is for good, and so is what the environment
+//! says.
+
+#[macro_use]
+mod each_kernel;
+
+use std::io;
+use std::process::Command;
+use std::time::Duration;
+
+use each_kernel::{TempFile, ends, look_around, noise, pipe, queue_on, read_full, tcp, write_full};
+use ioqueue::{KernelKind, Queue};
+
+/// Answers calls of these numbers with an error, on this thread and those it starts, and lets all others
+/// pass.
+fn refuse(calls: &[libc::c_long], error: i32) {
+    const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    // The number is the first member of `struct seccomp_data`.
+    let mut program = vec![step(LOAD_NUMBER, 0, 0, 0)];
+    for &call in calls {
+        program.push(step(JUMP_IF_EQUAL, 0, 1, call as u32));
+        program.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32));
+    }
+    program.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the program is ours and lives through the calls, which copy it.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let set = libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter);
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    }
+}
+
+/// A little of everything works on the queue.
+fn works(queue: &Queue) {
+    let (reader, writer) = pipe(queue);
+    let (client, server) = tcp(queue);
+    let contents = noise(100_000);
+    let temporary = TempFile::new(&contents);
+    each_kernel::forget_contents(&temporary.open());
+    let file = queue.register(temporary.open()).unwrap();
+    queue
+        .block_on(async {
+            let early = (reader.read(vec![0; 8]), server.recv(vec![0; 8]));
+            look_around().await;
+            write_full(&writer, "pipe").await;
+            write_full(&client, "tcp").await;
+            assert_eq!(early.0.await.1, b"pipe");
+            assert_eq!(early.1.await.1, b"tcp");
+            assert!(read_full(&file, contents.len()).await == contents);
+            let reads: Vec<_> = (0..64).map(|at| file.read_at(vec![0; 100], at * 1000)).collect();
+            for (at, read) in reads.into_iter().enumerate() {
+                assert!(read.await.1 == contents[at * 1000..at * 1000 + 100]);
+            }
+            queue.sleep(Duration::from_millis(1)).await.unwrap();
+        })
+        .unwrap();
+    queue.close(Duration::from_secs(5)).unwrap();
+}
+
+/// Runs one test of this program again in a process of its own, in which `body` has its place.
+fn in_a_child(test: &str, kernel: Option<&str>, body: fn()) {
+    const CHILD: &str = "IOQUEUE_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        return ends(body);
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+    match kernel {
+        Some(kernel) => child.env("IOQUEUE_KERNEL", kernel),
+        None => child.env_remove("IOQUEUE_KERNEL"),
+    };
+    let output = child.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    said.lines().filter(|line| line.starts_with("SKIPPED")).for_each(|line| eprintln!("{line}"));
+    assert!(output.status.success(), "{}\n{said}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// What a queue does where the ring is refused: without it if nobody asked for it, an error if somebody did.
+fn falls_back(error: i32) {
+    let queue = Queue::new().unwrap();
+    assert_eq!(queue.kernel_kind(), KernelKind::Readiness);
+    works(&queue);
+    works(&Queue::current().unwrap());
+    let refused = Queue::builder().kernel(KernelKind::Uring).build().unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(error), "{refused}");
+}
+
+#[test]
+fn a_ring_that_is_not_permitted_is_done_without() {
+    in_a_child("a_ring_that_is_not_permitted_is_done_without", None, || {
+        refuse(&[libc::SYS_io_uring_setup], libc::EPERM);
+        falls_back(libc::EPERM);
+    });
+}
+
+#[test]
+fn a_system_without_rings_is_done_with() {
+    in_a_child("a_system_without_rings_is_done_with", None, || {
+        let all = [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
+        refuse(&all, libc::ENOSYS);
+        falls_back(libc::ENOSYS);
+    });
+}
+
+/// A filter may know one of the three calls only.
+#[test]
+fn a_ring_that_may_be_made_and_not_used_is_done_without() {
+    in_a_child("a_ring_that_may_be_made_and_not_used_is_done_without", None, || {
+        let before = each_kernel::handle_count();
+        refuse(&[libc::SYS_io_uring_enter], libc::EPERM);
+        falls_back(libc::EPERM);
+        // The thread's own queue has three descriptors: epoll, its bell, and no ring.
+        let left = each_kernel::handle_count() - before;
+        assert!(left <= 2, "{left} descriptors are left");
+    });
+}
+
+/// What is merely quicker is done without.
+#[test]
+fn a_ring_works_where_nothing_may_be_registered_with_it() {
+    in_a_child("a_ring_works_where_nothing_may_be_registered_with_it", None, || {
+        if queue_on(KernelKind::Uring).is_none() {
+            return;
+        }
+        refuse(&[libc::SYS_io_uring_register], libc::EPERM);
+        let queue = Queue::new().unwrap();
+        assert_eq!(queue.kernel_kind(), KernelKind::Uring);
+        works(&queue);
+    });
+}
+
+/// An environment that asks for the ring gets it, or is told why not.
+#[test]
+fn a_ring_that_was_asked_for_and_is_refused_is_an_error() {
+    let name = "a_ring_that_was_asked_for_and_is_refused_is_an_error";
+    in_a_child(name, Some("uring"), || {
+        match Queue::new() {
+            Ok(queue) => assert_eq!(queue.kernel_kind(), KernelKind::Uring),
+            Err(error) => each_kernel::skip(&format!("this system gives no io_uring: {error}")),
+        }
+        refuse(&[libc::SYS_io_uring_setup], libc::EPERM);
+        let error = Queue::new().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
+        let error = Queue::current().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
+        // The program's word is not the environment's.
+        works(&Queue::builder().kernel(KernelKind::Readiness).build().unwrap());
+    });
+}
+
+#[test]
+fn the_environment_says_which_kernel() {
+    in_a_child("the_environment_says_which_kernel", Some("readiness"), || {
+        let queue = Queue::new().unwrap();
+        assert_eq!(queue.kernel_kind(), KernelKind::Readiness);
+        works(&queue);
+        assert_eq!(Queue::current().unwrap().kernel_kind(), KernelKind::Readiness);
+    });
+}
+
+#[test]
+fn a_word_that_is_no_kernel_is_an_error() {
+    in_a_child("a_word_that_is_no_kernel_is_an_error", Some("epol"), || {
+        let error = Queue::new().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(
+            error.to_string().contains("epol") && error.to_string().contains("uring"),
+            "{error}"
+        );
+    });
+}
+
+/// Calls that can be told not to block came late to Linux, and to those who imitate it.
+#[test]
+fn a_system_without_calls_that_do_not_block_is_done_with() {
+    in_a_child("a_system_without_calls_that_do_not_block_is_done_with", None, || {
+        let queues = [KernelKind::Uring, KernelKind::Readiness].map(queue_on);
+        refuse(&[libc::SYS_preadv2, libc::SYS_pwritev2], libc::ENOSYS);
+        for queue in queues.into_iter().flatten() {
+            works(&queue);
+        }
+    });
+}
