@@ -345,16 +345,15 @@ on_each_kernel! {
         queue.persist(&reader).unwrap();
         queue.unregister(&reader).unwrap();
         assert!(!is_nonblocking(&reader));
-        // And one whose queue ends first.
-        let (reader, writer) = raw_pipe();
+        // And one whose queue ends first, of a kind whose mode has to be changed.
         let other = Queue::builder().kernel(queue.kernel_kind()).build().unwrap();
-        other.persist(&reader).unwrap();
-        let owned = other.register(writer).unwrap();
+        let (ours, theirs) = terminal();
+        let ours = other.register(ours).unwrap();
+        File::from(theirs).write_all(b"x").unwrap();
+        other.block_on(ours.read(vec![0; 8])).unwrap().0.unwrap();
         other.close(Duration::from_secs(1)).unwrap();
         drop(other);
-        let writer = owned.into_inner();
-        assert!(!is_nonblocking(&writer), "owned");
-        assert!(!is_nonblocking(&reader), "lent");
+        assert!(!is_nonblocking(&ours.into_inner()));
     }
 
     /// Two registered duplicates, as standard input and output are of one terminal: that one leaves must
