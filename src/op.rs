@@ -123,6 +123,7 @@ impl Events {
         self.0
     }
 
+    #[cfg(unix)]
     pub(crate) fn from_bits(bits: u8) -> Self {
         Self(bits)
     }
