@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 
-use each_kernel::{TempFile, file, noise, read_full, skip, write_full};
+use each_kernel::{TempFile, file, noise, poll_once, read_full, skip, write_full};
 use ioqueue::{IoBuf, Registered, error};
 
 const BLOCK: usize = 4096;
@@ -355,6 +355,28 @@ fn small_disk(bytes: usize) -> io::Result<std::path::PathBuf> {
 
 #[cfg(target_os = "linux")]
 on_each_kernel! {
+    /// Past the cache every call waits for the disk, also one that is told not to (`RWF_NOWAIT`): so none is
+    /// made on the queue's thread.
+    fn a_call_past_the_cache_does_not_block_its_queue(queue) {
+        let contents = noise(64 * BLOCK);
+        let temporary = TempFile::new(&contents);
+        let file = match temporary.open_uncached() {
+            Ok(file) => queue.register(file).unwrap(),
+            Err(error) => return skip(&format!("no calls past the cache here: {error}")),
+        };
+        let mut reads: Vec<_> = (0..64).map(|block| file.read_at(aligned(BLOCK), (block * BLOCK) as u64)).collect();
+        assert!(reads.iter_mut().all(|read| poll_once(read).is_pending()));
+        assert_eq!(queue.pending().len(), 64);
+        for (block, read) in reads.into_iter().enumerate() {
+            let (count, bytes) = queue.block_on(read).unwrap();
+            assert_eq!(count.unwrap(), BLOCK);
+            assert!(bytes[..] == contents[block * BLOCK..][..BLOCK], "block {block}");
+        }
+        let mut write = file.write_at(aligned(BLOCK), 0);
+        assert!(poll_once(&mut write).is_pending());
+        assert_eq!(queue.block_on(write).unwrap().0.unwrap(), BLOCK);
+    }
+
     /// Scenario 35: what has room is written, and what has not is said.
     fn a_disk_that_becomes_full_takes_what_it_has_room_for(queue) {
         const ROOM: usize = 64 << 10;

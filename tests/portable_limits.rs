@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -20,6 +21,12 @@ use ioqueue::{Event, KernelKind, Queue, Registered};
 /// How many operations are started before the queue looks at its kernel for the first time: more than fit
 /// into any of its arrays.
 const MANY: usize = 5_000;
+
+/// One test at a time has thousands of descriptors: how many there may be is the process's limit.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 on_each_kernel! {
     /// Each ends, with its own result, though nobody looked at the kernel before all were started.
@@ -125,6 +132,7 @@ on_each_kernel! {
     /// Scenario 57.
     fn ten_thousand_handles_are_registered_and_used(queue) {
         const COUNT: usize = 10_000;
+        let _alone = alone();
         if !each_kernel::allow_handles(COUNT + 1000) {
             return skip("this process may not have so many descriptors (ulimit -n)");
         }
@@ -157,6 +165,7 @@ on_each_kernel! {
     /// Streams, and each of them with a read that waits.
     fn thousands_of_streams_are_waited_for_together(queue) {
         const COUNT: usize = 2_000;
+        let _alone = alone();
         if !each_kernel::allow_handles(2 * COUNT + 1000) {
             return skip("this process may not have so many descriptors (ulimit -n)");
         }

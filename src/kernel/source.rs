@@ -330,7 +330,7 @@ impl Sources {
             file: None,
             looks_alike: !owned && medium == Medium::Stream && !unix::is_pipe(fd),
             for_threads: None,
-            never_direct: false,
+            never_direct: medium == Medium::File && unix::is_past_the_cache(fd),
             drained: false,
             is_stream: None,
             #[cfg(target_os = "linux")]

@@ -479,6 +479,19 @@ pub(crate) fn is_nonblocking(fd: RawFd) -> bool {
     flags >= 0 && flags & libc::O_NONBLOCK != 0
 }
 
+/// Whether the file's calls go past the system's cache. They wait for the disk then, also where they are
+/// told not to block: that is for what has to be waited for before the disk is asked.
+pub(crate) fn is_past_the_cache(fd: RawFd) -> bool {
+    #[cfg(target_os = "linux")]
+    // SAFETY: takes and gives numbers.
+    return unsafe { libc::fcntl(fd, libc::F_GETFL) & libc::O_DIRECT != 0 };
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = fd; // There no call of a file's is told so.
+        false
+    }
+}
+
 /// A file's position.
 #[cfg(target_os = "linux")]
 pub(crate) fn position(fd: RawFd) -> Option<u64> {
