@@ -11,7 +11,9 @@ use std::io;
 use std::process::Command;
 use std::time::Duration;
 
-use each_kernel::{TempFile, ends, look_around, noise, pipe, queue_on, read_full, tcp, write_full};
+use each_kernel::{
+    Marked, TempFile, ends, look_around, noise, pipe, queue_on, read_full, tcp, write_full,
+};
 use ioqueue::{KernelKind, Queue};
 
 /// Answers calls of these numbers with an error, on this thread and those it starts, and lets all others
@@ -119,6 +121,37 @@ fn a_ring_that_may_be_made_and_not_used_is_done_without() {
         // The thread's own queue has three descriptors: epoll, its bell, and no ring.
         let left = each_kernel::handle_count() - before;
         assert!(left <= 2, "{left} descriptors are left");
+    });
+}
+
+/// A filter that comes when the ring is at work: whoever asks the queue learns of it, and nobody waits for
+/// ever. What the kernel has stays its own.
+#[test]
+fn a_ring_that_may_not_be_used_any_more_says_so() {
+    in_a_child("a_ring_that_may_not_be_used_any_more_says_so", None, || {
+        let Some(queue) = queue_on(KernelKind::Uring) else { return };
+        let (reader, writer) = pipe(&queue);
+        let (buffer, drops) = Marked::new(8);
+        let mut reading = reader.read(buffer);
+        queue.block_on(look_around()).unwrap();
+        refuse(&[libc::SYS_io_uring_enter], libc::EPERM);
+        for _ in 0..3 {
+            let error = queue.block_on(&mut reading).map(|_| ()).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
+        }
+        // A call that needs no ring still works; one that does is not lost without a word.
+        let write = queue.block_on(writer.write("data"));
+        assert!(write.is_ok_and(|(count, _)| count.unwrap() == 4));
+        let sync = writer.sync_all();
+        let error = queue.block_on(sync).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
+        drop((reader, writer));
+        let undrained = queue.close(Duration::from_secs(60)).unwrap_err();
+        assert_eq!(undrained.operations, 2, "{undrained}");
+        drop(queue);
+        drop(reading);
+        assert_eq!(drops.count(), 0, "the kernel may still write there");
+        works(&Queue::new().unwrap());
     });
 }
 
