@@ -1,51 +1,83 @@
-#![cfg(windows)]
 //! The relay of the examples, from end to end: the ends and failures that have to pass through it.
+//!
+//! On Unix each test runs on every kernel.
 
+#[cfg(windows)]
 mod support;
+#[cfg_attr(unix, path = "relay/unix.rs")]
+#[cfg_attr(windows, path = "relay/windows.rs")]
+mod system;
 
-use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::windows::io::{AsHandle, AsRawHandle, OwnedHandle};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ioqueue::Registered;
-use support::{TempFile, ends, pipe_name, read, write};
-use windows_sys::Win32::Foundation::WAIT_OBJECT_0;
-use windows_sys::Win32::System::Threading::{TerminateProcess, WaitForSingleObject};
+use system::{KERNELS, LISTEN, LOCAL, REFUSED, local_name, reset_when_closed};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The relays that a test has started.
-static RUNNING: Mutex<Vec<OwnedHandle>> = Mutex::new(Vec::new());
+static RUNNING: Mutex<Vec<Arc<Mutex<Child>>>> = Mutex::new(Vec::new());
 
-/// Runs one test at a time, and kills what it leaves behind.
+/// The kernel that they are to work on.
+static KERNEL: Mutex<&str> = Mutex::new("");
+
+/// Runs one test at a time, on each kernel, and kills what it leaves behind.
 ///
-/// One at a time, since a relay inherits the sockets that the standard library's `accept` makes, and
-/// another test's connection would not end before it.
-fn alone(body: impl FnOnce() + Send + 'static) {
+/// One at a time, since on Windows a relay inherits the sockets that the standard library's `accept`
+/// makes, and another test's connection would not end before it.
+fn alone(body: impl FnOnce() + Copy + Send + 'static) {
     struct Killed;
     impl Drop for Killed {
         fn drop(&mut self) {
             for process in RUNNING.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+                let mut process = process.lock().unwrap_or_else(PoisonError::into_inner);
                 // It fails when the relay has ended, which is as good.
-                unsafe { TerminateProcess(process.as_raw_handle(), 1) };
+                let _ = process.kill();
+                let _ = process.wait();
             }
         }
     }
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let _killed = Killed;
-    ends(body);
+    for kernel in KERNELS {
+        if *kernel == "uring" {
+            let asked = ioqueue::Queue::builder().kernel(ioqueue::KernelKind::Uring).build();
+            if let Err(error) = asked {
+                eprintln!("SKIPPED: this system gives no io_uring: {error}");
+                continue;
+            }
+        }
+        println!("on the kernel {kernel}:");
+        *KERNEL.lock().unwrap_or_else(PoisonError::into_inner) = kernel;
+        let _killed = Killed;
+        ends(body);
+    }
+}
+
+/// Runs `body` on a thread of its own and fails when it has not ended after a while.
+fn ends(body: impl FnOnce() + Send + 'static) {
+    let (sender, receiver) = channel();
+    let thread = thread::spawn(move || {
+        body();
+        let _ = sender.send(());
+    });
+    match receiver.recv_timeout(3 * PATIENCE) {
+        Err(RecvTimeoutError::Timeout) => panic!("it does not end"),
+        _ => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+    }
 }
 
 /// A running relay.
 struct Relay {
-    process: Child,
+    process: Arc<Mutex<Child>>,
     errors: Receiver<String>,
 }
 
@@ -55,17 +87,20 @@ impl Relay {
         Self::with(command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()))
     }
 
-    fn program() -> std::path::PathBuf {
+    fn program() -> PathBuf {
         let this = std::env::current_exe().unwrap();
-        let program = this.parent().unwrap().with_file_name("examples").join("relay.exe");
+        let name = format!("relay{}", std::env::consts::EXE_SUFFIX);
+        let program = this.parent().unwrap().with_file_name("examples").join(name);
         assert!(program.exists(), "cargo build --example relay makes {}", program.display());
         program
     }
 
     fn with(command: &mut Command) -> Self {
+        command.env("IOQUEUE_KERNEL", *KERNEL.lock().unwrap());
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
-        RUNNING.lock().unwrap().push(process.as_handle().try_clone_to_owned().unwrap());
         let errors = std::io::BufReader::new(process.stderr.take().unwrap());
+        let process = Arc::new(Mutex::new(process));
+        RUNNING.lock().unwrap().push(Arc::clone(&process));
         let (sender, receiver) = channel();
         thread::spawn(move || {
             for line in std::io::BufRead::lines(errors).map_while(Result::ok) {
@@ -89,11 +124,46 @@ impl Relay {
 
     /// How it ended, and what it still said.
     fn end(&mut self) -> (i32, String) {
-        let handle = self.process.as_raw_handle();
-        let waited = unsafe { WaitForSingleObject(handle, PATIENCE.as_millis() as u32) };
-        assert_eq!(waited, WAIT_OBJECT_0, "the relay does not end");
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.process.lock().unwrap().try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < PATIENCE, "the relay does not end");
+            thread::sleep(Duration::from_millis(2));
+        };
         let said: Vec<String> = self.errors.iter().collect();
-        (self.process.wait().unwrap().code().unwrap(), said.join("\n"))
+        (status.code().expect("an exit code"), said.join("\n"))
+    }
+}
+
+/// A file that is deleted when this is dropped.
+struct TempFile {
+    path: PathBuf,
+}
+
+impl TempFile {
+    fn new(contents: &[u8]) -> Self {
+        let path = Self::unique_path();
+        std::fs::write(&path, contents).unwrap();
+        Self { path }
+    }
+
+    fn unique_path() -> PathBuf {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        std::env::temp_dir().join(format!("ioqueue-relay-{process}-{number}"))
+    }
+
+    /// The file as a side of a relay.
+    fn side(&self) -> String {
+        format!("file:{}", self.path.display())
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -117,13 +187,14 @@ fn read_to_end(mut from: impl Read) -> Vec<u8> {
     bytes
 }
 
-/// Two relays with a named pipe between them, in front of `target`; the address to connect to.
+/// Two relays with a Unix socket or a named pipe between them, in front of `target`; the address to
+/// connect to.
 fn chain(target: &str, once: &str) -> (Relay, Relay, String) {
-    let pipe = pipe_name();
-    let inner =
-        Relay::start(&["--once", once, &format!("pipe-listen:{pipe}"), &format!("tcp:{target}")]);
-    assert_eq!(inner.address(), pipe);
-    let outer = Relay::start(&["--once", once, "tcp-listen:127.0.0.1:0", &format!("pipe:{pipe}")]);
+    let name = local_name();
+    let (listen, open) = (format!("{LISTEN}:{name}"), format!("{LOCAL}:{name}"));
+    let inner = Relay::start(&["--once", once, &listen, &format!("tcp:{target}")]);
+    assert_eq!(inner.address(), name);
+    let outer = Relay::start(&["--once", once, "tcp-listen:127.0.0.1:0", &open]);
     let address = outer.address();
     (inner, outer, address)
 }
@@ -135,7 +206,7 @@ fn pattern(seed: u8, length: usize) -> Vec<u8> {
 
 // Scenarios 22, 23
 #[test]
-fn an_end_passes_through_a_pipe_alone_and_the_answer_comes_back() {
+fn an_end_passes_alone_and_the_answer_comes_back() {
     alone(|| {
         let (listener, target) = listen();
         let (mut inner, mut outer, address) = chain(&target, "1");
@@ -201,7 +272,7 @@ fn a_target_that_refuses_ends_that_connection_and_not_the_listener() {
         let refused = connect(&address).read(&mut [0]).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionReset, "{refused}");
         let said = relay.line();
-        assert!(said.contains(&target) && said.contains("10061"), "{said}");
+        assert!(said.contains(&target) && said.contains(REFUSED), "{said}");
 
         let listener = TcpListener::bind(&target).unwrap();
         let client = connect(&address);
@@ -233,7 +304,7 @@ fn a_reset_is_passed_on_as_a_reset_either_way() {
             ping(&server, &client);
             let (resets, mut learns) =
                 if client_resets { (client, server) } else { (server, client) };
-            support::reset_when_closed(&resets);
+            reset_when_closed(&resets);
             drop(resets);
             let error = learns.read(&mut [0]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
@@ -251,7 +322,7 @@ fn clients_that_are_gone_before_they_are_served_do_not_end_the_listener() {
         let address = relay.address();
         for _ in 0..20 {
             let client = connect(&address);
-            support::reset_when_closed(&client);
+            reset_when_closed(&client);
         }
         let mut client = connect(&address);
         client.write_all(b"still there").unwrap();
@@ -259,236 +330,12 @@ fn clients_that_are_gone_before_they_are_served_do_not_end_the_listener() {
         // Not the standard library's accept, which Wine gives no address for what is reset by now.
         let listener = Registered::new(listener).unwrap();
         loop {
-            let accepting = support::accept(&listener, support::tcp_socket());
-            let (accepted, (socket, _)) = ioqueue::block_on(accepting).unwrap();
+            let Ok((socket, _)) = ioqueue::block_on(listener.accept()).unwrap() else { continue };
             let (mut server, mut bytes) = (TcpStream::from(socket), Vec::new());
-            if accepted.is_ok() && server.read_to_end(&mut bytes).is_ok() && bytes == b"still there"
-            {
+            if server.read_to_end(&mut bytes).is_ok() && bytes == b"still there" {
                 break;
             }
         }
-    });
-}
-
-#[test]
-fn pipe_clients_that_are_gone_before_they_are_served_do_not_end_the_listener() {
-    alone(|| {
-        let (listener, target) = listen();
-        let pipe = pipe_name();
-        let relay = Relay::start(&[&format!("pipe-listen:{pipe}"), &format!("tcp:{target}")]);
-        relay.address();
-        for _ in 0..20 {
-            // Where all instances are taken there is nobody to leave.
-            drop(support::blocking_pipe_client(&pipe));
-        }
-        let mut client = client_of(&pipe);
-        client.write_all(b"still there").unwrap();
-        drop(client);
-        loop {
-            let (server, _) = listener.accept().unwrap();
-            if read_to_end(server) == b"still there" {
-                break;
-            }
-        }
-    });
-}
-
-/// A client like any other program's: it knows nothing of messages.
-fn client_of(pipe: &str) -> File {
-    loop {
-        match support::blocking_pipe_client(pipe) {
-            Ok(client) => return client,
-            // Windows' "all pipe instances are busy".
-            Err(error) if error.raw_os_error() == Some(231) => thread::yield_now(),
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-// Scenario 1
-#[test]
-fn a_pipe_client_reads_an_end_as_zero_bytes_and_may_go_on_writing() {
-    alone(|| {
-        let (listener, target) = listen();
-        let pipe = pipe_name();
-        let mut relay = Relay::start(&[
-            "--once",
-            "1",
-            &format!("pipe-listen:{pipe}"),
-            &format!("tcp:{target}"),
-        ]);
-        relay.address();
-        let mut client = client_of(&pipe);
-        client.write_all(b"first").unwrap();
-        let (mut server, _) = listener.accept().unwrap();
-        server.write_all(b"all there is").unwrap();
-        server.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(read_to_end(&client), b"all there is");
-        client.write_all(b", then more").unwrap();
-        drop(client);
-        assert_eq!(read_to_end(server), b"first, then more");
-        assert_eq!(relay.end().0, 0);
-    });
-}
-
-// Scenario 2
-#[test]
-fn a_pipe_client_that_goes_without_reading_everything_ends_its_way_well() {
-    alone(|| {
-        let (listener, target) = listen();
-        let pipe = pipe_name();
-        let pipe_side = format!("pipe-listen:{pipe}");
-        let mut relay = Relay::start(&["--once", "1", &pipe_side, &format!("tcp:{target}")]);
-        relay.address();
-        let mut client = client_of(&pipe);
-        client.write_all(b"enough").unwrap();
-        let (mut server, _) = listener.accept().unwrap();
-        // More than the pipe and the sockets on the way take in.
-        let mut writing = server.try_clone().unwrap();
-        let writing = thread::spawn(move || {
-            writing.write_all(&pattern(9, 32 << 20))?;
-            writing.shutdown(Shutdown::Write)
-        });
-        client.read_exact(&mut [0]).unwrap();
-        drop(client);
-        let mut bytes = Vec::new();
-        server.read_to_end(&mut bytes).unwrap();
-        assert_eq!(bytes, b"enough");
-        writing.join().unwrap().unwrap();
-        assert_eq!(relay.end().0, 0);
-    });
-}
-
-#[test]
-fn on_a_pipe_of_bytes_the_end_is_passed_by_closing_it_when_it_is_quiet() {
-    alone(|| {
-        let pipe = pipe_name();
-        let server = Registered::new(support::pipe_server(&pipe, false)).unwrap();
-        let mut relay = Relay::start(&[
-            "--once",
-            "1",
-            "--linger",
-            "0.3",
-            "tcp-listen:127.0.0.1:0",
-            &format!("pipe:{pipe}"),
-        ]);
-        let mut client = connect(&relay.address());
-        client.write_all(b"question").unwrap();
-        client.shutdown(Shutdown::Write).unwrap();
-        ioqueue::block_on(async {
-            support::connect_pipe(&server).await.0.unwrap();
-            let (count, bytes) = read(&server, [0; 64]).await;
-            assert_eq!(&bytes[..count.unwrap() as usize], b"question");
-            write(&server, *b"answer").await.0.unwrap();
-            let end = read(&server, [0; 64]).exact().await;
-            assert!(end.status.is_end_of_file(), "{end:?}");
-        })
-        .unwrap();
-        assert_eq!(read_to_end(client), b"answer");
-        assert_eq!(relay.end().0, 0);
-    });
-}
-
-#[test]
-fn a_slow_reader_gets_the_whole_answer_though_only_closing_passes_the_end_on() {
-    const ANSWER: usize = 16 << 20;
-    alone(|| {
-        let pipe = pipe_name();
-        let server = Registered::new(support::pipe_server(&pipe, false)).unwrap();
-        let to = format!("pipe:{pipe}");
-        let mut relay =
-            Relay::start(&["--linger", "0.1", "--once", "1", "tcp-listen:127.0.0.1:0", &to]);
-        let client = connect(&relay.address());
-        let answer = pattern(2, ANSWER);
-        ioqueue::block_on(async {
-            support::connect_pipe(&server).await.0.unwrap();
-            let mut writing = write(&server, answer.clone());
-            client.shutdown(Shutdown::Write).unwrap();
-            // Long enough to be taken for quiet. Nobody reads, so it cannot end well meanwhile.
-            let early = ioqueue::timeout(Duration::from_secs(1), &mut writing).await;
-            assert_eq!(early.unwrap_err().kind(), ErrorKind::TimedOut);
-            let reading = thread::spawn(move || read_to_end(client));
-            assert_eq!(writing.await.0.unwrap() as usize, ANSWER);
-            drop(server);
-            assert!(reading.join().unwrap() == answer);
-        })
-        .unwrap();
-        assert_eq!(relay.end().0, 0);
-    });
-}
-
-// Scenario 11
-#[test]
-fn a_message_longer_than_the_relays_buffer_arrives_whole() {
-    alone(|| {
-        let pipe = pipe_name();
-        let server = Registered::new(support::pipe_server(&pipe, true)).unwrap();
-        let mut relay =
-            Relay::start(&["--once", "1", "tcp-listen:127.0.0.1:0", &format!("pipe:{pipe}")]);
-        let client = connect(&relay.address());
-        let receiving = thread::spawn(move || read_to_end(client));
-        ioqueue::block_on(async {
-            support::connect_pipe(&server).await.0.unwrap();
-            write(&server, pattern(7, 1_000_001)).await.0.unwrap();
-        })
-        .unwrap();
-        drop(server);
-        assert!(receiving.join().unwrap() == pattern(7, 1_000_001));
-        assert_eq!(relay.end().0, 0);
-    });
-}
-
-#[test]
-fn a_pipe_whose_instances_are_taken_is_waited_for() {
-    alone(|| {
-        let pipe = pipe_name();
-        let taken = support::pipe_server(&pipe, false);
-        let _client = support::blocking_pipe_client(&pipe).unwrap();
-        let mut relay =
-            Relay::start(&["--once", "1", "tcp-listen:127.0.0.1:0", &format!("pipe:{pipe}")]);
-        let mut client = connect(&relay.address());
-        client.write_all(b"patient").unwrap();
-        let free = Registered::new(support::pipe_server(&pipe, false)).unwrap();
-        ioqueue::block_on(async {
-            support::connect_pipe(&free).await.0.unwrap();
-            let (count, bytes) = read(&free, [0; 64]).await;
-            assert_eq!(&bytes[..count.unwrap() as usize], b"patient");
-        })
-        .unwrap();
-        drop((free, taken));
-        assert_eq!(read_to_end(client), b"");
-        assert_eq!(relay.end().0, 0);
-    });
-}
-
-#[test]
-fn two_listeners_are_paired_up() {
-    alone(|| {
-        let pipe = pipe_name();
-        let mut relay = Relay::start(&[
-            "--once",
-            "3",
-            "tcp-listen:127.0.0.1:0",
-            &format!("pipe-listen:{pipe}"),
-        ]);
-        assert_eq!(relay.address(), pipe);
-        let address = relay.address();
-        // Those of one side may all come first.
-        let pipes: Vec<File> = (0..3).map(|_| client_of(&pipe)).collect();
-        let streams: Vec<TcpStream> = (0..3).map(|_| connect(&address)).collect();
-        for (number, mut stream) in streams.iter().enumerate() {
-            stream.write_all(&[number as u8]).unwrap();
-        }
-        let mut came = Vec::new();
-        for mut pipe in pipes {
-            let mut byte = [0];
-            pipe.read_exact(&mut byte).unwrap();
-            came.push(byte[0]);
-        }
-        came.sort_unstable();
-        assert_eq!(came, [0, 1, 2]);
-        drop(streams);
-        assert_eq!(relay.end().0, 0);
     });
 }
 
@@ -497,14 +344,13 @@ fn a_file_is_sent_and_received_whole() {
     alone(|| {
         let contents = pattern(3, 1_234_567);
         let (input, output) = (TempFile::new(&contents), TempFile::new(b"what was there before"));
-        let path = |file: &TempFile| format!("file:{}", file.path.display());
-        let mut sender = Relay::start(&[&path(&input), "tcp-listen:127.0.0.1:0"]);
+        let mut sender = Relay::start(&[&input.side(), "tcp-listen:127.0.0.1:0"]);
         let address = format!("tcp:{}", sender.address());
-        let mut receiver = Relay::start(&[&address, &path(&output)]);
+        let mut receiver = Relay::start(&[&address, &output.side()]);
         assert_eq!((sender.end().0, receiver.end().0), (0, 0));
         assert!(std::fs::read(&output.path).unwrap() == contents);
 
-        let mut onto_itself = Relay::start(&[&path(&input), &path(&input)]);
+        let mut onto_itself = Relay::start(&[&input.side(), &input.side()]);
         assert_eq!(onto_itself.end().0, 1);
         assert!(std::fs::read(&input.path).unwrap() == contents, "it must not be emptied");
     });
@@ -517,8 +363,8 @@ fn standard_input_and_output_are_a_side() {
         let mut command = Command::new(Relay::program());
         command.args(["-", &format!("tcp:{target}")]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut relay = Relay::with(&mut command);
-        let mut stdin = relay.process.stdin.take().unwrap();
-        let stdout = relay.process.stdout.take().unwrap();
+        let mut stdin = relay.process.lock().unwrap().stdin.take().unwrap();
+        let stdout = relay.process.lock().unwrap().stdout.take().unwrap();
         let sending = thread::spawn(move || stdin.write_all(&pattern(5, 500_001)));
         let (mut server, _) = listener.accept().unwrap();
         assert!(read_to_end(&server) == pattern(5, 500_001));
@@ -538,7 +384,7 @@ fn what_nobody_reads_keeps_no_connection_open() {
         command.args(["--linger", "0.3", &format!("tcp:{target}"), "-"]);
         let mut relay = Relay::with(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
         let (mut server, _) = listener.accept().unwrap();
-        drop(relay.process.stdout.take());
+        drop(relay.process.lock().unwrap().stdout.take());
         while server.write_all(b"is anybody there?").is_ok() {}
         assert_eq!(relay.end().0, 0);
     });
@@ -554,15 +400,97 @@ fn wrong_arguments_are_explained() {
             (&["-", "tcp:127.0.0.1"], "not HOST:PORT"),
             (&["-", "tcp:127.0.0.1:65536"], "not HOST:PORT"),
             (&["-", "socket:x"], "socket:x: the kind is not one of those below"),
-            (&["-", "pipe:"], "nothing after the colon"),
-            (&["--once", "0", "-", "pipe:x"], "--once needs a number"),
-            (&["--once", "2", "-", "pipe:x"], "--once over 1 needs a FROM that listens"),
-            (&["--linger", "soon", "-", "pipe:x"], "--linger needs a number of seconds"),
-            (&["--twice", "-", "pipe:x"], "there is no option --twice"),
+            (&["-", &format!("{LOCAL}:")], "nothing after the colon"),
+            (&["--once", "0", "-", "tcp:a:1"], "--once needs a number"),
+            (&["--once", "2", "-", "tcp:a:1"], "--once over 1 needs a FROM that listens"),
+            (&["--linger", "soon", "-", "tcp:a:1"], "--linger needs a number of seconds"),
+            (&["--twice", "-", "tcp:a:1"], "there is no option --twice"),
         ] {
             let (code, said) = Relay::start(arguments).end();
             assert_eq!(code, 2, "{arguments:?}: {said}");
             assert!(said.contains(why) && said.contains("usage: relay"), "{arguments:?}: {said}");
         }
+    });
+}
+
+// Scenario 3
+#[test]
+fn a_lot_goes_both_ways_at_once() {
+    const BLOCKS: usize = 160;
+    const BLOCK: usize = 1 << 20;
+    /// Sends so many blocks and its end, and compares what comes.
+    fn talk(mut stream: TcpStream, ours: u8, theirs: u8) {
+        // Each block is a little further on in the pattern.
+        let blocks = |seed| {
+            let pattern = pattern(seed, BLOCK + BLOCKS);
+            (0..BLOCKS).map(move |number| pattern[number..number + BLOCK].to_vec())
+        };
+        let mut writer = stream.try_clone().unwrap();
+        let writing = thread::spawn(move || {
+            for block in blocks(ours) {
+                let mut rest = &block[..];
+                while !rest.is_empty() {
+                    // 0 is Wine's answer to a blocking send during which the other side's end comes.
+                    let written = writer.write(rest).unwrap();
+                    rest = &rest[written..];
+                }
+            }
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut bytes = vec![0; BLOCK];
+        for (number, block) in blocks(theirs).enumerate() {
+            stream.read_exact(&mut bytes).unwrap();
+            assert!(bytes == block, "block {number}");
+        }
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        writing.join().unwrap();
+    }
+    alone(|| {
+        let (listener, target) = listen();
+        let (mut inner, mut outer, address) = chain(&target, "1");
+        let client = connect(&address);
+        let (server, _) = listener.accept().unwrap();
+        let talking = thread::spawn(move || talk(server, 0x5A, 0xA5));
+        talk(client, 0xA5, 0x5A);
+        talking.join().unwrap();
+        for relay in [&mut outer, &mut inner] {
+            let (code, said) = relay.end();
+            assert_eq!(code, 0, "{said}");
+            assert!(said.contains("1 done, 160.0 MiB forward, 160.0 MiB back"), "{said}");
+        }
+    });
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named_in_the_error() {
+    alone(|| {
+        let missing = TempFile::unique_path();
+        let (_listener, target) = listen();
+        let from = format!("file:{}", missing.display());
+        let (code, said) = Relay::start(&[&from, &format!("tcp:{target}")]).end();
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains(missing.to_str().unwrap()) && said.contains("os error 2"), "{said}");
+    });
+}
+
+#[test]
+fn progress_is_told_when_asked_for() {
+    alone(|| {
+        let (listener, target) = listen();
+        let mut relay = Relay::start(&[
+            "--progress",
+            "--once",
+            "1",
+            "tcp-listen:127.0.0.1:0",
+            &format!("tcp:{target}"),
+        ]);
+        let mut client = connect(&relay.address());
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(b"some").unwrap();
+        server.read_exact(&mut [0; 4]).unwrap();
+        let said = relay.line();
+        assert!(said.starts_with("1 open, 0 done, 4 B forward, 0 B back, "), "{said}");
+        drop((client, server));
+        assert_eq!(relay.end().0, 0);
     });
 }

@@ -1,16 +1,20 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub const USAGE: &str = "\
+use crate::system::{KINDS, KINDS_HELP, full_name};
+
+pub fn usage() -> String {
+    format!(
+        "\
 usage: relay [--once N] [--linger SECONDS] [--progress] FROM TO
 
 Carries bytes both ways between FROM and TO, each one of:
   tcp:HOST:PORT         connect
   tcp-listen:HOST:PORT  accept connections (port 0: any that is free)
-  pipe:NAME             open the named pipe \\\\.\\pipe\\NAME (or NAME, if it begins with \\\\)
-  pipe-listen:NAME      make that pipe and accept clients of this machine
+{KINDS_HELP}
   file:PATH             as FROM read to its end, as TO made or emptied, then written
   -                     standard input and output
 
@@ -23,7 +27,9 @@ Each connection that FROM accepts opens TO, many at once. Two listeners are pair
   -h, --help            print this
 
 Ctrl-C ends it: with 0 when no connection was open, otherwise with 130.
-";
+"
+    )
+}
 
 /// What the command line asks for.
 pub struct Arguments {
@@ -39,9 +45,9 @@ pub struct Arguments {
 pub enum Address {
     Tcp(String),
     TcpListen(String),
-    /// With the full path.
-    Pipe(String),
-    PipeListen(String),
+    /// A Unix socket or a named pipe, by its full name.
+    Local(String),
+    LocalListen(String),
     File(PathBuf),
     Standard,
 }
@@ -53,9 +59,12 @@ pub enum Stop {
 }
 
 impl Arguments {
-    pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Self, Stop> {
+    pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, Stop> {
         let (mut once, mut linger, mut progress) = (None, Duration::from_secs(2), false);
         let mut sides = Vec::new();
+        let words: Result<Vec<String>, OsString> =
+            words.into_iter().map(OsString::into_string).collect();
+        let words = words.map_err(|word| Stop::Wrong(format!("{word:?}: not UTF-8")))?;
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
             match word.as_str() {
@@ -119,23 +128,19 @@ impl Address {
                 }
                 if kind == "tcp" { Self::Tcp(rest.into()) } else { Self::TcpListen(rest.into()) }
             }
-            "pipe" => Self::Pipe(pipe_path(rest)),
-            "pipe-listen" => Self::PipeListen(pipe_path(rest)),
+            kind if kind == KINDS[0] => Self::Local(full_name(rest)),
+            kind if kind == KINDS[1] => Self::LocalListen(full_name(rest)),
             "file" => Self::File(rest.into()),
             _ => return wrong("the kind is not one of those below"),
         })
     }
 
     fn listens(&self) -> bool {
-        matches!(self, Self::TcpListen(_) | Self::PipeListen(_))
+        matches!(self, Self::TcpListen(_) | Self::LocalListen(_))
     }
 
     /// Whether it carries more than one connection.
     fn repeats(&self) -> bool {
         !matches!(self, Self::File(_) | Self::Standard)
     }
-}
-
-fn pipe_path(name: &str) -> String {
-    if name.starts_with(r"\\") { name.into() } else { format!(r"\\.\pipe\{name}") }
 }

@@ -1,33 +1,25 @@
 //! The two sides of the relay: what is opened for a connection, and what accepts connections.
 
-use std::cell::Cell;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::windows::fs::OpenOptionsExt;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use ioqueue::op::stream_socket;
 use ioqueue::{Registered, Task};
-use windows_sys::Win32::Foundation as win;
-use windows_sys::Win32::Storage::FileSystem as fs;
 
 use crate::args::Address;
-use crate::io as sys;
 use crate::report::Report;
 use crate::stream::Stream;
-use crate::threads::blocking;
+use crate::system::{self, Local, LocalListener};
 
 /// How many connections a listener waits for at once.
 const ACCEPTS: u64 = 4;
-
-/// How long to wait for a pipe whose instances are all taken.
-const BUSY: Duration = Duration::from_secs(30);
 
 /// How long to wait after an accept that failed for a reason which may still be there.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -41,7 +33,7 @@ pub enum Side {
 /// What is opened anew for each connection.
 pub enum Opener {
     Tcp { name: String, addresses: Vec<SocketAddr> },
-    Pipe(String),
+    Local(String),
     FileToRead(PathBuf),
     FileToWrite(PathBuf),
     Standard,
@@ -60,15 +52,15 @@ impl Side {
                 let acceptor = Acceptor::tcp(&name, report)?;
                 return Listener::new(acceptor, once, report).map(Self::Listener);
             }
-            Address::PipeListen(name) => {
-                let acceptor = Acceptor::pipe(name, report)?;
+            Address::LocalListen(name) => {
+                let acceptor = Acceptor::local(name, report)?;
                 return Listener::new(acceptor, once, report).map(Self::Listener);
             }
             Address::Tcp(name) => {
                 let addresses = name.to_socket_addrs().map_err(|error| about(&name, &error))?;
                 Opener::Tcp { addresses: addresses.collect(), name }
             }
-            Address::Pipe(name) => Opener::Pipe(name),
+            Address::Local(name) => Opener::Local(name),
             Address::File(path) if is_from => Opener::FileToRead(path),
             Address::File(path) => Opener::FileToWrite(path),
             Address::Standard => Opener::Standard,
@@ -91,23 +83,36 @@ impl Opener {
             Self::Tcp { name, addresses } => {
                 connect(addresses).await.map_err(|error| about(name, &error))
             }
-            Self::Pipe(name) => open_pipe(name).await.map_err(|error| about(name, &error)),
-            Self::FileToRead(path) => open_file(path, OpenOptions::new().read(true))
-                .and_then(|(name, file)| Stream::file_to_read(&name, file)),
+            Self::Local(name) => match Local::open(name).await {
+                Ok(local) => Ok(Stream::local(name, local)),
+                Err(error) => Err(about(name, &error)),
+            },
+            Self::FileToRead(path) => {
+                let (name, file) = named(path, system::open_to_read(path))?;
+                Stream::file_to_read(&name, file).map_err(|error| about(&name, &error))
+            }
             Self::FileToWrite(path) => {
-                open_file(path, OpenOptions::new().write(true).create(true).truncate(true))
-                    .and_then(|(name, file)| Stream::file_to_write(&name, file))
+                let (name, file) = named(path, system::open_to_write(path))?;
+                Stream::file_to_write(&name, file).map_err(|error| about(&name, &error))
             }
             Self::Standard => Stream::standard(),
         }
     }
 }
 
+fn named(path: &Path, file: io::Result<File>) -> io::Result<(String, File)> {
+    let name = path.display().to_string();
+    match file {
+        Ok(file) => Ok((name, file)),
+        Err(error) => Err(about(&name, &error)),
+    }
+}
+
 /// Tries each address; the error is the last one's.
 async fn connect(addresses: &[SocketAddr]) -> io::Result<Stream> {
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match sys::connect(address).await.and_then(Stream::tcp) {
+    for &address in addresses {
+        match connect_to(address).await {
             Ok(stream) => return Ok(stream),
             Err(error) => failure = error,
         }
@@ -115,47 +120,10 @@ async fn connect(addresses: &[SocketAddr]) -> io::Result<Stream> {
     Err(failure)
 }
 
-/// Opens the client's end. All instances may be taken: then a thread waits for one to be free, and
-/// may find that another client was faster.
-async fn open_pipe(name: &str) -> io::Result<Stream> {
-    let since = Instant::now();
-    loop {
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(fs::FILE_FLAG_OVERLAPPED)
-            // Whoever has the other end may learn who we are, and not act as us.
-            .security_qos_flags(fs::SECURITY_IDENTIFICATION)
-            .open(name);
-        match opened {
-            Ok(file) => {
-                let messages = sys::read_as_messages(&file)?;
-                return Ok(Stream::pipe(name, Registered::new(Arc::new(file))?, messages));
-            }
-            Err(error) if error.raw_os_error() != Some(win::ERROR_PIPE_BUSY as i32) => {
-                return Err(error);
-            }
-            Err(error) if since.elapsed() > BUSY => return Err(error),
-            Err(_) => {}
-        }
-        let waiting = name.to_owned();
-        let free = blocking(move || sys::wait_for_instance(&waiting, 1000)).await;
-        match free {
-            Err(error) if error.raw_os_error() != Some(win::ERROR_SEM_TIMEOUT as i32) => {
-                return Err(error);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Nobody else may write to it meanwhile: it would be changed while it is read, and a relay from a
-/// file to itself would empty it.
-fn open_file(path: &Path, options: &mut OpenOptions) -> io::Result<(String, File)> {
-    let name = path.display().to_string();
-    let options = options.share_mode(fs::FILE_SHARE_READ).custom_flags(fs::FILE_FLAG_OVERLAPPED);
-    let file = options.open(path).map_err(|error| about(&name, &error))?;
-    Ok((name, file))
+async fn connect_to(address: SocketAddr) -> io::Result<Stream> {
+    let socket = Registered::new(TcpStream::from(stream_socket(address)?))?;
+    socket.connect(address).await?;
+    Stream::tcp(socket)
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -172,11 +140,7 @@ pub struct Listener {
 
 enum Acceptor {
     Tcp(Registered<TcpListener>),
-    Pipe {
-        name: String,
-        /// Made at the start, to see that the name is free.
-        first: Cell<Option<File>>,
-    },
+    Local(String, LocalListener),
 }
 
 impl Listener {
@@ -226,13 +190,10 @@ impl Acceptor {
         Ok(Self::Tcp(Registered::new(listener)?))
     }
 
-    fn pipe(name: String, report: &Report) -> io::Result<Self> {
-        let first = sys::pipe_instance(&name, true).map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => about(&name, &error_in_use(&error)),
-            _ => about(&name, &error),
-        })?;
+    fn local(name: String, report: &Report) -> io::Result<Self> {
+        let listener = LocalListener::new(&name).map_err(|error| about(&name, &error))?;
         report.say(&format!("listening on {name}"));
-        Ok(Self::Pipe { name, first: Cell::new(Some(first)) })
+        Ok(Self::Local(name, listener))
     }
 
     /// Accepts one connection. What fails is said, and does not end the listener.
@@ -263,27 +224,10 @@ impl Acceptor {
     async fn try_accept(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(listener) => {
-                let socket = sys::accept(listener).await?;
-                Stream::tcp(Registered::new(socket)?)
+                let (socket, _) = listener.accept().await?;
+                Stream::tcp(Registered::new(TcpStream::from(socket))?)
             }
-            Self::Pipe { name, first } => {
-                let instance = match first.take() {
-                    Some(first) => first,
-                    None => sys::pipe_instance(name, false)?,
-                };
-                let instance = Registered::new(Arc::new(instance))?;
-                match sys::connect_pipe(&instance).await.0 {
-                    // The client came and went before; what it wrote is still there.
-                    Err(error) if error.raw_os_error() == Some(win::ERROR_NO_DATA as i32) => {}
-                    connected => drop(connected?),
-                }
-                Ok(Stream::pipe(name, instance, true))
-            }
+            Self::Local(name, listener) => Ok(Stream::local(name, listener.accept().await?)),
         }
     }
-}
-
-/// What Windows calls "access denied" when an instance that has to be the first is not.
-fn error_in_use(error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("another program has made this pipe ({error})"))
 }

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use crate::report::{Report, Way};
-use crate::stream::{Got, Passed, Sink, Source, Stream, is_gone};
+use crate::stream::{Got, Passed, Sink, Source, Stream};
 
 /// Two for each way, used again for every operation. Under Wine twice as fast as 64 KiB, and 256 KiB no
 /// faster.
@@ -54,13 +54,13 @@ impl Fate {
     /// written.
     async fn pump(&self, source: Option<&mut Source>, sink: &mut Sink, way: Way) -> io::Result<()> {
         let Some(source) = source else { return Ok(()) };
-        let (mut empty, mut full, mut length) = (vec![0; BUFFER], vec![0; BUFFER], 0);
+        let (mut empty, mut full) = (Vec::with_capacity(BUFFER), Vec::with_capacity(BUFFER));
         loop {
-            let both = try_join(source.read(empty), self.write(sink, full, length)).await?;
+            let both = try_join(source.read(empty), self.write(sink, full)).await?;
             let ((got, read), written) = both;
             (full, empty) = (read, written);
             match got {
-                Got::Bytes(read) => length = read,
+                Got::Bytes => {}
                 Got::End => break,
                 Got::Gone => {
                     self.doomed.set(true);
@@ -68,14 +68,14 @@ impl Fate {
                 }
             }
             if !matches!(sink, Sink::Nowhere) {
-                self.moved.set(self.moved.get() + length as u64);
-                self.report.carried(way, length as u64);
+                self.moved.set(self.moved.get() + full.len() as u64);
+                self.report.carried(way, full.len() as u64);
             }
         }
         match sink.finish().await {
             Ok(Passed::Alone) => {}
             Ok(Passed::OnlyByClosing) => self.doomed.set(true),
-            Err(error) if is_gone(&error) => self.doomed.set(true),
+            Err(error) if sink.is_gone(&error) => self.doomed.set(true),
             Err(error) => return Err(error),
         }
         Ok(())
@@ -83,12 +83,12 @@ impl Fate {
 
     /// Writes what was read. When nobody is left to read it that is lost, like the rest; what the
     /// reader wrote before it went may still come.
-    async fn write(&self, sink: &mut Sink, buffer: Vec<u8>, length: usize) -> io::Result<Vec<u8>> {
+    async fn write(&self, sink: &mut Sink, buffer: Vec<u8>) -> io::Result<Vec<u8>> {
         self.writing.set(self.writing.get() + 1);
-        let written = sink.write(buffer, length).await;
+        let written = sink.write_all(buffer).await;
         self.writing.set(self.writing.get() - 1);
         match written {
-            (Err(error), buffer) if is_gone(&error) => {
+            (Err(error), buffer) if sink.is_gone(&error) => {
                 self.doomed.set(true);
                 *sink = Sink::Nowhere;
                 Ok(buffer)

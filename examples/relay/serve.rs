@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use ioqueue::{Queue, Task};
 
-use crate::args::{Arguments, Stop, USAGE};
+use crate::args::{Arguments, Stop, usage};
 use crate::endpoint::{Opener, Side};
-use crate::io::ctrl_c;
 use crate::link::{carry, first};
 use crate::report::Report;
 use crate::stream::Stream;
+use crate::system::ctrl_c;
 
 const WRONG_ARGUMENTS: u8 = 2;
 const INTERRUPTED: u8 = 130;
@@ -27,14 +27,14 @@ enum End {
 }
 
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::parse(std::env::args().skip(1)) {
+    let arguments = match Arguments::parse(std::env::args_os().skip(1)) {
         Ok(arguments) => arguments,
         Err(Stop::Help) => {
-            print!("{USAGE}");
+            print!("{}", usage());
             return ExitCode::SUCCESS;
         }
         Err(Stop::Wrong(why)) => {
-            eprint!("relay: {why}\n\n{USAGE}");
+            eprint!("relay: {why}\n\n{}", usage());
             return WRONG_ARGUMENTS.into();
         }
     };

@@ -1,5 +1,5 @@
-//! What blocks and has no overlapped form (stdin, stdout, waiting for a pipe to be free) is done on a
-//! thread, and awaited by the queue.
+//! What blocks and has no other form (stdin, stdout, on Windows waiting for a pipe to be free) is done on
+//! a thread, and awaited by the queue.
 
 use std::future::poll_fn;
 use std::io;
@@ -60,6 +60,7 @@ impl<Q: Send + 'static, A: Send + 'static> OnThread<Q, A> {
 }
 
 /// Does `work`, which blocks, on a thread of its own.
+#[cfg(windows)]
 pub async fn blocking<A: Send + 'static>(
     mut work: impl FnMut() -> io::Result<A> + Send + 'static,
 ) -> io::Result<A> {
