@@ -1,11 +1,13 @@
-//! `cargo xtask demo`: a file goes through two relays for Windows, over TCP and a named pipe, and comes out whole.
+//! `cargo xtask demo`: a file goes through two relays, over TCP and a Unix socket or a named pipe, and comes out
+//! whole.
 //!
 //! ```text
-//! eight senders -> TCP -> relay A -> named pipe -> relay B -> TCP -> the sink
+//! eight senders -> TCP -> relay A -> Unix socket or named pipe -> relay B -> TCP -> the sink
 //! ```
 //!
-//! The relays run under Wine (on Windows: natively); senders and sink are native threads in here. Each
-//! connection sends its slice after an 8-byte header with the slice's number, then shuts its side down.
+//! Once on each kernel of this system, and once with the relays for Windows under Wine. Senders and sink are
+//! native threads in here. Each connection sends its slice after an 8-byte header with the slice's number, then
+//! shuts its side down.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -37,105 +39,181 @@ const PATIENCE: Duration = Duration::from_secs(60);
 type Hash = [u8; 32];
 
 pub fn demo(arguments: &[String]) -> Result<ExitCode> {
-    if !arguments.is_empty() {
-        return Err("no arguments are known here".into());
+    let (mut native, mut wine) = (true, !cfg!(windows));
+    for argument in arguments {
+        match argument.as_str() {
+            "--native" => wine = false,
+            "--wine" => native = false,
+            other => return Err(format!("{other} is not known here").into()),
+        }
     }
-    let stage = Stage::set()?;
+    if !native && !wine {
+        return Err("--native and --wine together leave nothing to show".into());
+    }
+    let folder = shell::target_dir().join("demo");
+    fs::create_dir_all(&folder)?;
     let start = Instant::now();
-    let sent = write_input(&stage.input)?;
+    let input = folder.join("input");
+    let input = Input { hash: write_input(&input)?, path: input };
     println!(
         "a file of {} MiB, SHA-256 {} ({:.1} s)",
         SIZE / MIB,
-        hex(&sent),
+        hex(&input.hash),
         start.elapsed().as_secs_f64()
     );
 
-    let sink = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let entrance = free_port()?;
-    let pipe = format!("ioqueue-demo-{}", std::process::id());
-    let b =
-        stage.relay("B", &format!("pipe-listen:{pipe}"), &format!("tcp:{}", sink.local_addr()?))?;
-    let a =
-        stage.relay("A", &format!("tcp-listen:127.0.0.1:{entrance}"), &format!("pipe:{pipe}"))?;
-    let mut relays = [a, b];
-    let passed = pass_through(&stage, sink, entrance, &mut relays);
-    if passed.is_err() {
-        relays.iter().for_each(Relay::print_log);
+    if native {
+        let program = build(shell::native_cargo().arg("build"), shell::target_dir())?;
+        for &kernel in KERNELS {
+            println!("\nnatively, on {kernel}:");
+            let stage = Stage::new(&folder, &program, Place::Native(kernel));
+            match stage.works() {
+                Ok(()) => stage.show(&input)?,
+                Err(why) => println!("skipped: {why}"),
+            }
+        }
     }
-    let seconds = passed?;
-    for relay in &mut relays {
-        let how = relay.end()?;
-        println!("relay {} {how}", relay.name);
+    match setup::possible() {
+        Err(why) if wine && !native => return Err(why),
+        Err(why) if wine => println!("\nunder Wine: skipped: {why}"),
+        Ok(()) if wine => {
+            let mut cargo = cross::prepare("build", None)?;
+            let target = cargo.get_envs().find(|(name, _)| *name == "CARGO_TARGET_DIR");
+            let target = target.and_then(|(_, value)| value).map(PathBuf::from);
+            let target = target.unwrap_or_else(shell::target_dir).join(cross::WINDOWS);
+            let program = build(&mut cargo, target)?.with_extension("exe");
+            println!("\nfor Windows, under Wine:");
+            let prefix = Place::under_wine()?;
+            Stage::new(&folder, &program, prefix).show(&input)?;
+        }
+        _ => {}
     }
-    let rate = (SIZE / MIB) as f64 / seconds;
-    println!(
-        "{} MiB over {CONNECTIONS} connections in {seconds:.1} s: {rate:.0} MiB/s",
-        SIZE / MIB
-    );
-
-    let received = hash_of(&stage.output)?;
-    println!("what arrived: SHA-256 {}", hex(&received));
-    if sent != received {
-        return Err(format!("not what was sent: compare {}", stage.folder.display()).into());
-    }
-    fs::remove_dir_all(&stage.folder)?;
-    println!("the same, byte for byte");
+    fs::remove_dir_all(&folder)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The program, the files, and where there has to be one, the Wine.
-struct Stage {
-    program: PathBuf,
-    folder: PathBuf,
-    input: PathBuf,
-    output: PathBuf,
-    /// None on Windows. With its lock, since the demo ends the prefix's server.
-    prefix: Option<(Prefix, File)>,
+/// Builds the relay; answers with where it is then.
+fn build(cargo: &mut Command, target: PathBuf) -> Result<PathBuf> {
+    step("building the relay", cargo.args(["--release", "--example", "relay"]))?;
+    let name = format!("relay{}", std::env::consts::EXE_SUFFIX);
+    Ok(target.join("release/examples").join(name))
 }
 
-impl Stage {
-    fn set() -> Result<Stage> {
-        let mut build = cross::prepare("build", None)?;
-        let target = build.get_envs().find(|(name, _)| *name == "CARGO_TARGET_DIR");
-        let target = target.and_then(|(_, value)| value).map(PathBuf::from);
-        step("building the relay for Windows", build.args(["--release", "--example", "relay"]))?;
-        let built = match target {
-            Some(cross) => cross.join(cross::WINDOWS),
-            None => shell::target_dir(),
-        };
-        let folder = shell::target_dir().join("demo");
-        fs::create_dir_all(&folder)?;
-        Ok(Stage {
-            program: built.join("release/examples/relay.exe"),
-            input: folder.join("input"),
-            output: folder.join("output"),
-            folder,
-            prefix: Stage::prefix()?,
-        })
-    }
+/// What is sent.
+struct Input {
+    path: PathBuf,
+    hash: Hash,
+}
 
-    fn prefix() -> Result<Option<(Prefix, File)>> {
-        if setup::possible().is_err() {
-            return Ok(None);
-        }
+/// The kernels of this system, as `IOQUEUE_KERNEL` names them.
+const KERNELS: &[&str] = if cfg!(windows) {
+    &["iocp"]
+} else if cfg!(target_os = "linux") {
+    &["uring", "readiness"]
+} else {
+    &["readiness"]
+};
+
+/// Where the relays run.
+enum Place {
+    /// Here, on this kernel.
+    Native(&'static str),
+    /// With the prefix's lock, since the demo ends its server.
+    Wine { prefix: Prefix, _lock: File },
+}
+
+impl Place {
+    fn under_wine() -> Result<Place> {
         let wine = wine::ensure()?;
         let lock = wine.lock("demo.lock")?;
         let prefix = wine.prefix("demo")?;
         prefix.keep_server()?;
-        Ok(Some((prefix, lock)))
+        Ok(Place::Wine { prefix, _lock: lock })
+    }
+}
+
+/// The program, where it runs, and where its files are.
+struct Stage {
+    program: PathBuf,
+    place: Place,
+    folder: PathBuf,
+    output: PathBuf,
+}
+
+impl Stage {
+    fn new(folder: &Path, program: &Path, place: Place) -> Stage {
+        let (folder, output) = (folder.to_path_buf(), folder.join("output"));
+        Stage { program: program.to_path_buf(), place, folder, output }
+    }
+
+    fn command(&self) -> Command {
+        match &self.place {
+            Place::Native(kernel) => {
+                let mut command = Command::new(&self.program);
+                command.env("IOQUEUE_KERNEL", kernel);
+                command
+            }
+            Place::Wine { prefix, .. } => {
+                let mut command = prefix.command();
+                command.arg(&self.program);
+                command
+            }
+        }
+    }
+
+    /// Whether this system gives the relay its kernel.
+    fn works(&self) -> Result {
+        let empty = self.folder.join("empty");
+        File::create(&empty)?;
+        let sides = [&empty, &self.output].map(|path| format!("file:{}", path.display()));
+        shell::output(self.command().args(sides)).map(drop)
+    }
+
+    /// What stands between the relays: to listen at, and to connect to.
+    fn middle(&self) -> (String, String) {
+        let name = format!("ioqueue-demo-{}", std::process::id());
+        if cfg!(windows) || matches!(self.place, Place::Wine { .. }) {
+            return (format!("pipe-listen:{name}"), format!("pipe:{name}"));
+        }
+        let path = std::env::temp_dir().join(name);
+        (format!("unix-listen:{}", path.display()), format!("unix:{}", path.display()))
+    }
+
+    fn show(&self, input: &Input) -> Result {
+        let sink = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let entrance = free_port()?;
+        let (listen, connect) = self.middle();
+        let b = self.relay("B", &listen, &format!("tcp:{}", sink.local_addr()?))?;
+        let a = self.relay("A", &format!("tcp-listen:127.0.0.1:{entrance}"), &connect)?;
+        let mut relays = [a, b];
+        let passed = pass_through(input, &self.output, sink, entrance, &mut relays);
+        if passed.is_err() {
+            relays.iter().for_each(Relay::print_log);
+        }
+        let seconds = passed?;
+        for relay in &mut relays {
+            let how = relay.end()?;
+            println!("relay {} {how}: {}", relay.name, relay.last_line());
+        }
+        println!(
+            "{} MiB over {CONNECTIONS} connections in {seconds:.1} s: {:.0} MiB/s",
+            SIZE / MIB,
+            (SIZE / MIB) as f64 / seconds
+        );
+        let received = hash_of(&self.output)?;
+        println!("what arrived: SHA-256 {}", hex(&received));
+        if input.hash != received {
+            return Err(format!("not what was sent: compare {}", self.folder.display()).into());
+        }
+        println!("the same, byte for byte");
+        Ok(())
     }
 
     fn relay(&self, name: &'static str, from: &str, to: &str) -> Result<Relay> {
         println!("relay {name}: {from} -> {to}");
-        let mut command = match &self.prefix {
-            Some((prefix, _)) => prefix.command(),
-            None => Command::new(&self.program),
-        };
-        if self.prefix.is_some() {
-            command.arg(&self.program);
-        }
         let log = self.folder.join(format!("relay-{name}.log"));
         let file = File::create(&log)?;
+        let mut command = self.command();
         command.args([from, to]).stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         Ok(Relay { name, log, process: command.spawn()? })
     }
@@ -143,7 +221,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if let Some((prefix, _)) = &self.prefix {
+        if let Place::Wine { prefix, .. } = &self.place {
             prefix.end_server();
         }
     }
@@ -162,11 +240,17 @@ impl Relay {
         eprintln!("what relay {} printed:\n{}", self.name, log.trim_end());
     }
 
+    /// What it said at its end.
+    fn last_line(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().last().unwrap_or_default().trim_start_matches("relay: ").to_string()
+    }
+
     fn has_ended(&mut self) -> Result<bool> {
         Ok(self.process.try_wait()?.is_some())
     }
 
-    /// Asks it to end as Ctrl-C would (Wine turns SIGINT into that), then, or on Windows at once, kills it.
+    /// Asks it to end as Ctrl-C does (Wine turns SIGINT into that), then, or on Windows at once, kills it.
     fn end(&mut self) -> Result<&'static str> {
         if cfg!(unix) {
             shell::run(Command::new("kill").arg("-INT").arg(self.process.id().to_string()))?;
@@ -232,20 +316,21 @@ impl Shared {
 
 /// Sends the file in and writes down what comes out; answers with the seconds it took.
 fn pass_through(
-    stage: &Stage,
+    input: &Input,
+    output: &Path,
     sink: TcpListener,
     entrance: u16,
     relays: &mut [Relay],
 ) -> Result<f64> {
-    File::create(&stage.output)?.set_len(SIZE)?;
+    File::create(output)?.set_len(SIZE)?;
     let (events, arrivals) = mpsc::channel();
-    let shared = Shared { output: stage.output.clone(), received: Arc::default(), events };
+    let shared = Shared { output: output.to_path_buf(), received: Arc::default(), events };
     shared.start("the sink".into(), move |shared| accept(&sink, shared));
     wait_until_ready(entrance, &arrivals, relays)?;
     println!("the relays are ready; {CONNECTIONS} connections at once ...");
     let start = Instant::now();
     for slice in 0..CONNECTIONS {
-        let input = stage.input.clone();
+        let input = input.path.clone();
         shared.start(format!("sending slice {slice}"), move |_| send(&input, entrance, slice));
     }
     wait_until_done(&shared.received, &arrivals, relays, start)

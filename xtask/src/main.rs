@@ -24,7 +24,8 @@ const HELP: &str = "\
 setup                             install what building for Windows and running it under Wine needs
 test [--native|--wine] [FILTER]   run the tests here, then for Windows under Wine
 lint [--all]                      formatting, clippy, docs, licences, types of other systems; --all builds cargo-deny
-demo                              send a file through two relays for Windows and compare what comes out
+demo [--native|--wine]            send a file through two relays and compare what comes out: on each kernel here, then
+                                  for Windows under Wine
 bench [linux|windows] [--runs N] [--json FILE] [--no-peers] [BENCH...]
                                   measure the queue beside the same work done by hand: on Linux, where other runtimes
                                   do it too, and under Wine; without a system, on all that can be measured here
