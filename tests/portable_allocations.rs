@@ -221,6 +221,11 @@ on_each_kernel! {
         let file = queue.register(temporary.open()).unwrap();
         let following = queue.register(temporary.open()).unwrap();
         let (mut first, mut second) = (vec![0; 64], vec![0; 64]);
+        // A busy disk has a write wait for it: in a thread, which is there from now on.
+        queue.block_on(async {
+            file.sync_all().await.unwrap();
+            following.sync_all().await.unwrap();
+        }).unwrap();
         let mut steady = Steady::new();
         queue.block_on(async {
             while steady.goes_on() {
