@@ -659,10 +659,12 @@ impl Registry {
         self.retire_if_done(id);
     }
 
+    #[inline]
     fn get(&self, id: EntryId) -> Option<&Entry> {
         self.entries.get(id.index as usize).filter(|entry| entry.generation == id.generation)
     }
 
+    #[inline]
     pub(crate) fn is_attached(&self, id: EntryId) -> bool {
         self.get(id).is_some_and(|entry| entry.attached)
     }
@@ -692,11 +694,13 @@ impl Registry {
         self.attached
     }
 
+    #[inline]
     pub(crate) fn link(&mut self, id: EntryId, slot: SlotRef) {
         slot.link(&mut self.entries[id.index as usize].operations);
     }
 
     /// An operation of the registration has come to its end.
+    #[inline]
     pub(crate) fn unlink(&mut self, id: EntryId, slot: SlotRef) {
         slot.unlink(&mut self.entries[id.index as usize].operations);
         self.retire_if_done(id);
@@ -714,6 +718,7 @@ impl Registry {
 
     /// Frees an entry that no value and no operation leads to. Its key is never used again, so a
     /// packet that is still queued under it changes nothing.
+    #[inline]
     fn retire_if_done(&mut self, id: EntryId) {
         let entry = &mut self.entries[id.index as usize];
         if !entry.attached && entry.operations.is_none() {

@@ -702,8 +702,8 @@ impl<T: 'static> Wait<T> {
                     Err(ticket) => ticket,
                 };
                 let slot = ticket.slot();
-                ticket.queue().park(slot, context.waker());
                 // Cloning and dropping wakers runs code that may have polled the queue.
+                ticket.queue().park(slot, context.waker());
                 if slot.state() == State::Done || ticket.queue().has_ended() {
                     drop(slot.take_waiter());
                 }
@@ -1300,8 +1300,7 @@ pub(crate) fn conclude_call<R: Request>(ticket: Ticket<R>) -> Result<R::Output, 
     let slot = ticket.slot();
     if let (State::Done, Some(ending)) = (slot.state(), slot.ending()) {
         if ending.status.0 == win::STATUS_SUCCESS {
-            let Ok(request) = ticket.take() else { unreachable!("it has ended") };
-            return Ok(request.finish(Ok(ending.bytes)));
+            return Ok(ticket.take_done().finish(Ok(ending.bytes)));
         }
     }
     conclude(ticket).map(finish)

@@ -826,7 +826,7 @@ pub struct Operation<R: Request>(Stage<R>);
 
 enum Stage<R: Request> {
     /// With the queue whose tasks it must not starve.
-    Over(R::Output, Rc<Inner>),
+    Over(Option<R::Output>, Rc<Inner>),
     Waits(Ticket<R>),
     Taken,
 }
@@ -838,14 +838,14 @@ impl<R: Request> Operation<R> {
     #[inline(always)]
     fn new(begun: Begun<R>, queue: &Rc<Inner>) -> Self {
         Self(match begun {
-            Begun::Over(output) => Stage::Over(output, Rc::clone(queue)),
+            Begun::Over(output) => Stage::Over(Some(output), Rc::clone(queue)),
             Begun::Waits(ticket) => Stage::Waits(ticket),
         })
     }
 
     fn into_wait(self) -> Result<Wait<R>, R::Output> {
         match self.0 {
-            Stage::Over(output, _) => Err(output),
+            Stage::Over(output, _) => Err(output.expect(OVER)),
             Stage::Waits(ticket) => Ok(Wait::for_ticket(ticket)),
             Stage::Taken => panic!("{OVER}"),
         }
@@ -878,39 +878,40 @@ impl<R: Request> Future for Operation<R> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<R::Output> {
-        match &self.0 {
-            Stage::Over(_, queue) if queue.spend() => {
-                match std::mem::replace(&mut self.0, Stage::Taken) {
-                    Stage::Over(output, _) => Poll::Ready(output),
-                    _ => unreachable!("it was looked at"),
-                }
-            }
-            Stage::Waits(ticket) => {
-                if !ticket.may_be_over() {
-                    ticket.queue().park(ticket.slot(), context.waker());
-                    // Cloning and dropping wakers runs code that may have polled the queue.
-                    if !ticket.may_be_over() {
-                        return Poll::Pending;
-                    }
-                    drop(ticket.slot().take_waiter());
-                }
-                let Stage::Waits(ticket) = std::mem::replace(&mut self.0, Stage::Taken) else {
-                    unreachable!("it was looked at")
-                };
-                match iocp::conclude_call(ticket) {
-                    Ok(output) => Poll::Ready(output),
-                    Err(ticket) => {
-                        self.0 = Stage::Waits(ticket);
-                        Poll::Pending
-                    }
-                }
-            }
+        match &mut self.0 {
+            Stage::Over(output, queue) if queue.spend() => Poll::Ready(output.take().expect(OVER)),
             // Its task has had its turn; the others come first (pitfall 12).
             Stage::Over(..) => {
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
+            Stage::Waits(_) => self.wait(context),
             Stage::Taken => panic!("{OVER}"),
+        }
+    }
+}
+
+impl<R: Request> Operation<R> {
+    fn wait(&mut self, context: &Context<'_>) -> Poll<R::Output> {
+        let Stage::Waits(ticket) = &self.0 else { unreachable!("it was looked at") };
+        let slot = ticket.slot();
+        if !ticket.may_be_over() {
+            let ran_code = ticket.queue().park(slot, context.waker());
+            // That may have polled the queue.
+            if !ran_code || !ticket.may_be_over() {
+                return Poll::Pending;
+            }
+            drop(slot.take_waiter());
+        }
+        let Stage::Waits(ticket) = std::mem::replace(&mut self.0, Stage::Taken) else {
+            unreachable!("it was looked at")
+        };
+        match iocp::conclude_call(ticket) {
+            Ok(output) => Poll::Ready(output),
+            Err(ticket) => {
+                self.0 = Stage::Waits(ticket);
+                Poll::Pending
+            }
         }
     }
 }

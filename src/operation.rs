@@ -760,6 +760,7 @@ impl<T: 'static> Ticket<T> {
     }
 
     /// The slot, which is this ticket's until the state is taken.
+    #[inline]
     pub(crate) fn slot(&self) -> SlotRef {
         assert!(self.slot.generation.get() == self.generation, "a ticket outlived its operation");
         self.slot
@@ -768,7 +769,7 @@ impl<T: 'static> Ticket<T> {
     /// Whether the operation has ended, or its queue has.
     #[inline]
     pub(crate) fn may_be_over(&self) -> bool {
-        self.slot().state() == State::Done || self.queue.has_ended()
+        self.slot.state() == State::Done || self.queue.has_ended()
     }
 
     /// Where the state is. Forms no reference.
@@ -791,6 +792,21 @@ impl<T: 'static> Ticket<T> {
         self.queue.release(slot);
         self.disarm();
         Ok(state)
+    }
+
+    /// As `take`, for an operation that has ended.
+    ///
+    /// # Panics
+    /// When it has not.
+    #[inline]
+    pub(crate) fn take_done(self) -> T {
+        let slot = self.slot();
+        assert!(slot.state() == State::Done, "an operation's state was taken before its end");
+        // SAFETY: this ticket was made with a T that is still there, and the kernel is done with it.
+        let state = unsafe { slot.take_state::<T>() };
+        self.queue.release(slot);
+        self.disarm();
+        state
     }
 
     fn disarm(self) {

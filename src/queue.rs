@@ -351,13 +351,18 @@ impl Inner {
         }
     }
 
-    /// Leaves `waker` to be woken at the operation's end.
+    /// Leaves `waker` to be woken at the operation's end. True where code ran that is not ours.
     #[inline]
-    pub(crate) fn park(&self, slot: SlotRef, waker: &Waker) {
-        match self.tasks.waker_of(waker) {
-            Some(task) => drop(slot.set_waiter(Parked::Task(task))),
-            None => slot.park_waker(waker),
+    pub(crate) fn park(&self, slot: SlotRef, waker: &Waker) -> bool {
+        if let Some(task) = self.tasks.waker_of(waker) {
+            match slot.set_waiter(Parked::Task(task)) {
+                None | Some(Parked::Task(_)) => return false,
+                replaced => drop(replaced),
+            }
+        } else {
+            slot.park_waker(waker);
         }
+        true
     }
 
     /// An operation's end has come. Runs no user code.

@@ -269,6 +269,39 @@ impl Source {
         }
     }
 
+    /// Has the operation wait until its handle is ready; `watch` has it watched for more than now. `doubtful`
+    /// is since when somebody waits without having tried.
+    #[inline]
+    pub(crate) fn wait(
+        &mut self,
+        slot: SlotRef,
+        doubtful: &Cell<Option<Duration>>,
+        watch: impl FnOnce(&Self, u8) -> Result<(), unix::Errno>,
+    ) -> Result<(), unix::Errno> {
+        let call = slot.call();
+        let needed = match (call, call.direction()) {
+            (Call::Ready { .. }, _) => IN | OUT,
+            (_, Direction::In) => IN,
+            (_, Direction::Out) => OUT,
+        };
+        // What was closed since is watched no more, though another looks the same. (Closed while
+        // something waits it would be misuse.)
+        let is_unsure = self.looks_alike && self.is_idle();
+        if needed & !self.watched != 0 || is_unsure {
+            watch(self, needed & !self.watched)?;
+            self.watched |= needed;
+        }
+        self.lane(call).push(slot);
+        let is_doubtful = match call {
+            Call::Connect { .. } => self.connects_unheard(),
+            _ => self.drained && call.receives(),
+        };
+        if is_doubtful && doubtful.get().is_none() {
+            doubtful.set(Some(unix::coarse_now()));
+        }
+        Ok(())
+    }
+
     /// Whether the first to write is a connect to a listener of this machine's: nothing tells when that has
     /// room.
     fn connects_unheard(&self) -> bool {
@@ -303,7 +336,7 @@ pub(crate) struct Sources {
     /// Reused, so that it allocates nothing.
     pub(crate) ended: RefCell<Vec<Ended>>,
     /// Since when somebody waits without having tried.
-    doubtful: Cell<Option<Duration>>,
+    pub(crate) doubtful: Cell<Option<Duration>>,
 }
 
 impl Sources {
@@ -411,36 +444,13 @@ impl Sources {
         });
     }
 
-    /// Has the operation wait until its handle is ready; `watch` has it watched for more than now.
+    /// As [`Source::wait`].
     pub(crate) fn wait(
         &self,
         slot: SlotRef,
         watch: impl FnOnce(&Source, u8) -> Result<(), unix::Errno>,
     ) -> Result<(), unix::Errno> {
-        self.with(entry_of(slot), |source| {
-            let call = slot.call();
-            let needed = match (call, call.direction()) {
-                (Call::Ready { .. }, _) => IN | OUT,
-                (_, Direction::In) => IN,
-                (_, Direction::Out) => OUT,
-            };
-            // What was closed since is watched no more, though another looks the same. (Closed while
-            // something waits it would be misuse.)
-            let is_unsure = source.looks_alike && source.is_idle();
-            if needed & !source.watched != 0 || is_unsure {
-                watch(source, needed & !source.watched)?;
-                source.watched |= needed;
-            }
-            source.lane(call).push(slot);
-            let is_doubtful = match call {
-                Call::Connect { .. } => source.connects_unheard(),
-                _ => source.drained && call.receives(),
-            };
-            if is_doubtful && self.doubtful.get().is_none() {
-                self.doubtful.set(Some(unix::coarse_now()));
-            }
-            Ok(())
-        })
+        self.with(entry_of(slot), |source| source.wait(slot, &self.doubtful, watch))
     }
 
     /// Takes an operation that waits out of its lane: it is cancelled. False where it does not wait.

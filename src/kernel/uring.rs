@@ -177,12 +177,15 @@ impl Uring {
             }
         }
         slot.set_call(call);
-        let is_socket = self.sources.with(entry_of(slot), |source| source.medium == Medium::Socket);
-        if is_socket && waits_for_the_edge(call) {
-            return match self.sources.wait(slot, |source, more| self.watch(source, more)) {
-                Ok(()) => Outcome::PENDING,
-                Err(errno) => Outcome::from_errno(errno),
-            };
+        let waits = self.sources.with(entry_of(slot), |source| {
+            let waits = source.medium == Medium::Socket && waits_for_the_edge(call);
+            let watch = |source: &Source, more| self.watch(source, more);
+            waits.then(|| source.wait(slot, &self.sources.doubtful, watch))
+        });
+        match waits {
+            Some(Ok(())) => return Outcome::PENDING,
+            Some(Err(errno)) => return Outcome::from_errno(errno),
+            None => {}
         }
         let waits = call.is_sequential()
             && self.sources.with(entry_of(slot), |source| {
