@@ -12,19 +12,15 @@ macro_rules! thread_local {
     ($($locals:tt)*) => { loom::thread_local! { $($locals)* } };
 }
 
-use std::cell::RefCell;
-use std::future::poll_fn;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::Waker;
 
-use async_task::{Runnable, Task};
 use loom::model::Builder;
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
 use crate::notify::Blocker;
-use crate::queue::Queue;
+use crate::queue::{Queue, Task, resume};
 
 mod kernel {
     use std::io;
@@ -149,38 +145,7 @@ fn a_notice_that_said_nothing_of_an_error_is_heard() {
     }
 }
 
-/// A task that is over when `done` is said, has been polled once, and waits.
-fn task(queue: &Queue, done: impl Fn() -> bool + 'static) -> (Waker, Task<()>) {
-    let made = thread::current().id();
-    let here = move || assert_eq!(thread::current().id(), made, "a future is elsewhere");
-    struct Guard<F: Fn()>(F);
-    impl<F: Fn()> Drop for Guard<F> {
-        fn drop(&mut self) {
-            self.0();
-        }
-    }
-    let guard = Guard(here);
-    let waker = Rc::new(RefCell::new(None));
-    let (waker_of_task, shared) = (Rc::clone(&waker), Arc::clone(&queue.shared));
-    let future = async move {
-        let _guard = guard;
-        poll_fn(|context| {
-            if done() {
-                return Poll::Ready(());
-            }
-            *waker_of_task.borrow_mut() = Some(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    };
-    let (runnable, task) =
-        async_task::spawn_local(future, move |runnable| shared.schedule(runnable));
-    runnable.run();
-    let waker = waker.borrow_mut().take().unwrap();
-    (waker, task)
-}
-
-// Q5, Q11: a task that another thread wakes is resumed.
+// Q5, Q11: a task that another thread wakes is resumed, and sees what was said before.
 #[test]
 fn of_two_tasks_woken_elsewhere_none_is_lost() {
     in_every_order(Some(3), || {
@@ -189,7 +154,8 @@ fn of_two_tasks_woken_elsewhere_none_is_lost() {
         let (threads, tasks): (Vec<_>, Vec<_>) = [0, 1]
             .map(|number| {
                 let (seen, done) = (done.clone(), done.clone());
-                let (waker, task) = task(&queue, move || is_said(&seen[number]));
+                let task = Task::new(&queue, number as u32, move || is_said(&seen[number]));
+                let waker = Waker::from(Arc::clone(&task.waker));
                 let thread = thread::spawn(move || {
                     say(&done[number]);
                     waker.wake();
@@ -198,10 +164,48 @@ fn of_two_tasks_woken_elsewhere_none_is_lost() {
             })
             .into_iter()
             .unzip();
-        while !tasks.iter().all(Task::is_finished) {
-            queue.poll(false).into_iter().for_each(|runnable| {
-                runnable.run();
-            });
+        while !tasks.iter().all(Task::is_over) {
+            resume(&tasks, queue.poll(false));
+        }
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}
+
+// Q5: a task that two threads wake, the second while it may be on the list or being polled: it is polled
+// after the last of them.
+#[test]
+fn a_task_that_is_woken_twice_sees_both() {
+    in_every_order(Some(3), || {
+        let queue = Queue::new(0);
+        let done = flags::<2>();
+        let seen = done.clone();
+        let tasks = [Task::new(&queue, 0, move || seen.iter().all(is_said))];
+        let threads = [0, 1].map(|number| {
+            let (waker, done) = (Waker::from(Arc::clone(&tasks[0].waker)), done.clone());
+            thread::spawn(move || {
+                say(&done[number]);
+                waker.wake();
+            })
+        });
+        while !tasks[0].is_over() {
+            resume(&tasks, queue.poll(false));
+        }
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}
+
+// Q5: a task that another thread cancels is dropped, though it is woken at the same time.
+#[test]
+fn a_task_that_is_cancelled_elsewhere_is_dropped() {
+    in_every_order(Some(3), || {
+        let queue = Queue::new(0);
+        let tasks = [Task::new(&queue, 0, || false)];
+        let (cancels, wakes) =
+            (Arc::clone(&tasks[0].waker), Waker::from(Arc::clone(&tasks[0].waker)));
+        let threads =
+            [thread::spawn(move || cancels.cancel()), thread::spawn(move || wakes.wake())];
+        while !tasks[0].is_over() {
+            resume(&tasks, queue.poll(false));
         }
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
@@ -214,7 +218,8 @@ fn a_task_is_resumed_though_wake_ups_cannot_be_posted() {
         let queue = Queue::new(2);
         let done = flags::<1>();
         let (seen, said) = (done.clone(), flags::<1>());
-        let (waker, task) = task(&queue, move || is_said(&seen[0]));
+        let tasks = [Task::new(&queue, 0, move || is_said(&seen[0]))];
+        let waker = Waker::from(Arc::clone(&tasks[0].waker));
         let (notifier, saying) = (queue.notifier(), said.clone());
         let threads = [
             thread::spawn(move || {
@@ -228,10 +233,8 @@ fn a_task_is_resumed_though_wake_ups_cannot_be_posted() {
                 }
             }),
         ];
-        while !task.is_finished() || !is_said(&said[0]) {
-            queue.poll(false).into_iter().for_each(|runnable| {
-                runnable.run();
-            });
+        while !tasks[0].is_over() || !is_said(&said[0]) {
+            resume(&tasks, queue.poll(false));
         }
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
@@ -256,25 +259,23 @@ fn block_on_is_woken_by_either_of_two_threads() {
     });
 }
 
-// Q5, pitfall 56: what is woken while the queue closes, the queue gets, or it is forgotten; its future
-// goes on the queue's thread or not at all. Nothing is left where nobody looks, unless the thread is
-// going away, which waits for nobody.
+// Q2, Q5, pitfall 56: what is woken while the queue closes is on its list or nowhere, unless the thread is
+// going away, which waits for nobody: a closed queue is not running.
 #[test]
 fn what_is_woken_while_the_queue_closes_is_not_left_behind() {
     for exiting in [false, true] {
         in_every_order(Some(3), move || {
             let queue = Queue::new(0);
-            let (wakers, tasks): (Vec<_>, Vec<_>) =
-                [(); 2].map(|()| task(&queue, || false)).into_iter().unzip();
-            let threads: Vec<_> =
-                wakers.into_iter().map(|waker| thread::spawn(move || waker.wake())).collect();
+            let tasks = [0, 1].map(|index| Task::new(&queue, index, || false));
+            let threads = tasks.map(|task| {
+                let waker = Waker::from(task.waker);
+                thread::spawn(move || waker.wake())
+            });
             queue.shared.close(&queue.owner, exiting);
-            let taken: Vec<Runnable> = queue.collect();
+            queue.collect();
             threads.into_iter().for_each(|thread| thread.join().unwrap());
             let late = queue.collect();
             assert!(late.is_empty() || exiting, "{} were left behind", late.len());
-            drop((taken, late));
-            tasks.into_iter().for_each(Task::detach);
         });
     }
 }

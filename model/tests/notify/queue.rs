@@ -1,14 +1,14 @@
 //! What is left of a queue and its kernel.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 
-use async_task::Runnable;
 use loom::sync::{Condvar, Mutex};
 
 use crate::kernel::Alarm;
 use crate::kernel::owner::Owner;
-use crate::notify::{Blocker, Notifier, Shared};
+use crate::notify::{Blocker, Notifier, Shared, TaskId, TaskWaker};
 
 /// A port, which holds wake-ups.
 pub(crate) struct Port {
@@ -71,7 +71,7 @@ impl Queue {
     }
 
     /// As `turn`: says what became ready. Waits only where nothing is, and a wake-up ends it.
-    pub(crate) fn poll(&self, at_once: bool) -> Vec<Runnable> {
+    pub(crate) fn poll(&self, at_once: bool) -> Vec<TaskId> {
         let mut ready = self.collect();
         if self.port.dequeue(at_once || !ready.is_empty()) {
             self.shared.answered();
@@ -80,7 +80,7 @@ impl Queue {
         ready
     }
 
-    pub(crate) fn collect(&self) -> Vec<Runnable> {
+    pub(crate) fn collect(&self) -> Vec<TaskId> {
         std::iter::from_fn(|| self.shared.next(&self.owner)).collect()
     }
 
@@ -90,9 +90,7 @@ impl Queue {
             if blocker.take() && is_done() {
                 return;
             }
-            for runnable in self.poll(blocker.is_woken()) {
-                runnable.run();
-            }
+            assert!(self.poll(blocker.is_woken()).is_empty());
         }
     }
 
@@ -100,4 +98,41 @@ impl Queue {
     pub(crate) fn is_rung(&self) -> bool {
         self.port.dequeue(true)
     }
+}
+
+/// A task, which is over when `is_done` says so.
+pub(crate) struct Task {
+    pub(crate) waker: Arc<TaskWaker>,
+    is_done: Box<dyn Fn() -> bool>,
+    is_over: Cell<bool>,
+}
+
+impl Task {
+    /// One that waits.
+    pub(crate) fn new(queue: &Queue, index: u32, is_done: impl Fn() -> bool + 'static) -> Self {
+        let id = TaskId { index, generation: 0 };
+        let waker = Arc::new(TaskWaker::new(id, Arc::clone(&queue.shared)));
+        Self { waker, is_done: Box::new(is_done), is_over: Cell::new(false) }
+    }
+
+    /// As `resume_task`.
+    pub(crate) fn resume(&self) {
+        if self.is_over() {
+            return;
+        }
+        self.waker.answer();
+        if self.waker.is_cancelled() || (self.is_done)() {
+            self.is_over.set(true);
+            self.waker.retire();
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.get()
+    }
+}
+
+/// Resumes those that a poll has brought.
+pub(crate) fn resume(tasks: &[Task], ready: Vec<TaskId>) {
+    ready.into_iter().for_each(|id| tasks[id.index as usize].resume());
 }
