@@ -919,7 +919,12 @@ impl Inner {
                 }
             }
         } else if self.ended.get() {
-            // What the kernel kept then, it may have given back since.
+            // What the kernel kept then, it may have given back since. A port has left word; others are
+            // asked, for as long.
+            if self.counted.get() > 0 && !self.kernel.has_overlapped() {
+                let within = if self.exiting.get() { Duration::ZERO } else { within };
+                self.drain(Deadline::after(self.kernel.now(), Some(within)));
+            }
             self.sweep(true);
             self.after_turn();
         }
@@ -1045,8 +1050,9 @@ impl Drop for Queue {
         let handles = self.inner.handles.get() - 1;
         self.inner.handles.set(handles);
         if handles == 0 {
-            // Dropping cannot say that something was leaked; `close` can.
-            let _ = self.inner.close(DRAIN);
+            // Dropping cannot say that something was leaked; `close` can, and has waited as it was told.
+            let within = if self.inner.closed.get() { Duration::ZERO } else { DRAIN };
+            let _ = self.inner.close(within);
         }
     }
 }
@@ -1318,7 +1324,8 @@ impl Queue {
     /// Closes the queue: drops its tasks, cancels everything in flight, and waits up to `within`
     /// for the kernel to give it back.
     ///
-    /// Other handles of the queue see it closed. Closing twice is fine.
+    /// Other handles of the queue see it closed. Closing twice is fine, and says what the kernel still has
+    /// by then; it waits for that again, but for a completion port.
     ///
     /// # Errors
     /// [`Undrained`] with the number of operations the kernel still has. Their memory is leaked.
@@ -1343,9 +1350,13 @@ impl fmt::Debug for Queue {
 
 #[cfg(unix)]
 impl std::os::fd::AsFd for Queue {
-    /// The ring, epoll or kqueue: ready to read when a [`poll`](Queue::poll) would find something. For a
-    /// host loop to wait on, by the level; what was started since the last poll is begun by the next, so
-    /// poll before waiting.
+    /// The ring, epoll or kqueue: ready to read when a [`poll`](Queue::poll) would find something that the
+    /// kernel or another thread brought. For a host loop to wait on, by the level.
+    ///
+    /// It says nothing of what this thread does by itself. What was started since the last poll is begun by
+    /// the next, and what was woken here (a task's waker, by the host's own code) waits for it: so poll,
+    /// with a timeout of zero, before each wait. Nor does it tell of timers: a host that uses them does not
+    /// wait for longer than until the first.
     ///
     /// # Panics
     /// For a queue on a simulated kernel.

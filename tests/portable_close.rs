@@ -117,6 +117,32 @@ on_each_kernel! {
         }
     }
 
+    /// Q1: closed again, it asks the kernel again.
+    fn what_was_left_is_taken_back_by_a_second_close(queue) {
+        const PART: usize = 1 << 20;
+        let temporary = TempFile::new(&each_kernel::noise(16 * PART));
+        for _ in 0..20 {
+            let other = another(queue);
+            let file = other.register(temporary.open()).unwrap();
+            #[cfg(target_os = "linux")]
+            each_kernel::forget_contents(file.get());
+            let (buffers, drops): (Vec<_>, Vec<_>) = (0..16).map(|_| Marked::new(PART)).unzip();
+            let reads: Vec<_> = buffers.into_iter().enumerate()
+                .map(|(part, buffer)| file.read_at(buffer, (part * PART) as u64))
+                .collect();
+            each_kernel::turn(&other);
+            drop(reads);
+            let left = other.close(Duration::ZERO);
+            other.close(Duration::from_secs(10)).unwrap();
+            assert!(other.pending().is_empty());
+            assert!(drops.iter().all(|drops| drops.count() == 1));
+            if left.is_err() {
+                return;
+            }
+        }
+        each_kernel::skip("the disk was faster than the end of any queue");
+    }
+
     /// Q1: whoever waits learns of it, and what is new is refused and comes back.
     fn closing_tells_everybody_who_waits(queue) {
         let other = another(queue);
