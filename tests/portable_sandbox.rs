@@ -7,9 +7,10 @@
 #[macro_use]
 mod each_kernel;
 
-use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::time::Duration;
+use std::{io, iter};
 
 use each_kernel::{
     Marked, TempFile, ends, look_around, noise, pipe, queue_on, read_full, tcp, write_full,
@@ -121,6 +122,53 @@ fn a_ring_that_may_be_made_and_not_used_is_done_without() {
         // The thread's own queue has three descriptors: epoll, its bell, and no ring.
         let left = each_kernel::handle_count() - before;
         assert!(left <= 2, "{left} descriptors are left");
+    });
+}
+
+/// How many rings this thread may still register with itself (`IORING_REGISTER_RING_FDS`): a few, and each
+/// is kept open by that for as long as the thread lives.
+fn places_for_rings() -> usize {
+    const REGISTER: u32 = 20;
+    const UNREGISTER: u32 = 21;
+    // `struct io_uring_params`, and `struct io_uring_rsrc_update` with its offset, of which all ones are any.
+    let mut parameters = [0_u64; 15];
+    // SAFETY: the structures are ours, zeroed or filled in, and so long; the descriptor is nobody's yet.
+    unsafe {
+        let ring = libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr());
+        if ring < 0 {
+            return 0;
+        }
+        let ring = OwnedFd::from_raw_fd(ring as i32);
+        let update = |what: u32, offset: u32| {
+            let mut update = [u64::from(offset), ring.as_raw_fd() as u64];
+            if what == UNREGISTER {
+                update[1] = 0;
+            }
+            let fd = ring.as_raw_fd();
+            let count = libc::syscall(libc::SYS_io_uring_register, fd, what, &raw mut update, 1);
+            (count == 1).then_some(update[0] as u32)
+        };
+        let places: Vec<_> = iter::from_fn(|| update(REGISTER, u32::MAX)).collect();
+        places.iter().for_each(|&place| assert!(update(UNREGISTER, place).is_some()));
+        places.len()
+    }
+}
+
+#[test]
+fn a_ring_that_is_given_up_leaves_nothing() {
+    in_a_child("a_ring_that_is_given_up_leaves_nothing", None, || {
+        let before = places_for_rings();
+        if before == 0 {
+            return each_kernel::skip("this system registers no rings");
+        }
+        let kept = queue_on(KernelKind::Uring).unwrap();
+        assert_eq!(places_for_rings(), before - 1, "a queue registers its ring");
+        drop(kept);
+        refuse(&[libc::SYS_io_uring_enter], libc::EPERM);
+        for _ in 0..before {
+            Queue::builder().kernel(KernelKind::Uring).build().unwrap_err();
+        }
+        assert_eq!(places_for_rings(), before);
     });
 }
 

@@ -93,27 +93,26 @@ impl Uring {
                 "io_uring of before Linux 5.11",
             ));
         }
+        // A sandbox may allow the ring and refuse its use: one look tells.
+        // SAFETY: hands over nothing and waits for nothing.
+        unsafe { ring.submitter().enter::<libc::sigset_t>(0, 0, GET_EVENTS, None)? };
+        debug_assert!(ring.submission().is_empty());
+        let bell = Arc::new(Bell::new()?);
+        // Last: what is registered stays so, and keeps the ring open, where this fails.
         let raw = ring.as_raw_fd();
         let registered = register(raw);
-        let this = Self {
+        Ok(Self {
             descriptor: registered.unwrap_or(raw),
             enter_flags: if registered.is_some() { REGISTERED } else { 0 },
-            bell: Arc::new(Bell::new()?),
+            bell,
             bell_rings: Cell::new(false),
             has_multishot: Cell::new(true),
             is_recent,
             sources: Sources::default(),
             backlog: RefCell::default(),
             early: RefCell::default(),
-            ring: {
-                // A sandbox may allow the ring and refuse its use: one look tells.
-                // SAFETY: hands over nothing and waits for nothing.
-                unsafe { ring.submitter().enter::<libc::sigset_t>(0, 0, GET_EVENTS, None)? };
-                debug_assert!(ring.submission().is_empty());
-                RefCell::new(ring)
-            },
-        };
-        Ok(this)
+            ring: RefCell::new(ring),
+        })
     }
 
     pub(crate) fn bell(&self) -> &Arc<Bell> {
