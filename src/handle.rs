@@ -256,6 +256,116 @@ mod std_types {
 }
 
 // ---------------------------------------------------------------------------------------------
+// Owned handles
+
+/// What owns a handle and can give it up, so that [`Registered::close`] closes it: the standard library's
+/// types that own one. For a type of your own, pass on what it owns.
+///
+/// ```
+/// # use std::fs::File;
+/// use ioqueue::{AnyHandle, AsAnyHandle, IntoOwnedHandle, OwnedAnyHandle};
+///
+/// struct Device(File);
+///
+/// impl AsAnyHandle for Device {
+///     fn as_any_handle(&self) -> AnyHandle<'_> {
+///         self.0.as_any_handle()
+///     }
+/// }
+///
+/// impl IntoOwnedHandle for Device {
+///     fn into_owned_handle(self) -> OwnedAnyHandle {
+///         self.0.into_owned_handle()
+///     }
+/// }
+/// ```
+pub trait IntoOwnedHandle: AsAnyHandle {
+    /// The handle, to be closed by whoever has it.
+    fn into_owned_handle(self) -> OwnedAnyHandle;
+}
+
+/// An owned handle of any kind. Dropping it closes it.
+#[derive(Debug)]
+pub struct OwnedAnyHandle(owned::Any);
+
+impl OwnedAnyHandle {
+    /// The system's own type.
+    pub(crate) fn into_any(self) -> owned::Any {
+        self.0
+    }
+}
+
+#[cfg(unix)]
+pub(crate) mod owned {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net as unix;
+    use std::{fs, net, process};
+
+    use super::{IntoOwnedHandle, OwnedAnyHandle};
+
+    pub(crate) type Any = OwnedFd;
+
+    macro_rules! owners {
+        ($($of:ty),*) => {$(
+            impl IntoOwnedHandle for $of {
+                fn into_owned_handle(self) -> OwnedAnyHandle {
+                    OwnedAnyHandle(self.into())
+                }
+            }
+        )*};
+    }
+    owners!(OwnedFd, fs::File, net::TcpStream, net::TcpListener, net::UdpSocket);
+    owners!(unix::UnixStream, unix::UnixListener, unix::UnixDatagram);
+    owners!(process::ChildStdin, process::ChildStdout, process::ChildStderr);
+
+    impl From<OwnedFd> for OwnedAnyHandle {
+        fn from(fd: OwnedFd) -> Self {
+            Self(fd)
+        }
+    }
+}
+
+#[cfg(windows)]
+pub(crate) mod owned {
+    use std::os::windows::io::{OwnedHandle, OwnedSocket};
+    use std::{fs, net, process};
+
+    use super::{IntoOwnedHandle, OwnedAnyHandle};
+
+    /// The two kinds are closed by different calls.
+    #[derive(Debug)]
+    pub(crate) enum Any {
+        Handle(OwnedHandle),
+        Socket(OwnedSocket),
+    }
+
+    macro_rules! owners {
+        ($kind:ident: $($of:ty),*) => {$(
+            impl IntoOwnedHandle for $of {
+                fn into_owned_handle(self) -> OwnedAnyHandle {
+                    OwnedAnyHandle(Any::$kind(self.into()))
+                }
+            }
+        )*};
+    }
+    owners!(Handle: OwnedHandle, fs::File);
+    owners!(Handle: process::ChildStdin, process::ChildStdout, process::ChildStderr);
+    owners!(Socket: OwnedSocket, net::TcpStream, net::TcpListener, net::UdpSocket);
+
+    impl From<OwnedHandle> for OwnedAnyHandle {
+        fn from(handle: OwnedHandle) -> Self {
+            Self(Any::Handle(handle))
+        }
+    }
+
+    impl From<OwnedSocket> for OwnedAnyHandle {
+        fn from(socket: OwnedSocket) -> Self {
+            Self(Any::Socket(socket))
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
 // Registered
 
 /// A registration: which queue, which entry of its registry.
@@ -356,6 +466,12 @@ impl<H> Registered<H> {
     /// can be registered with another queue afterwards depends on the system (Windows 8.1 and
     /// later, nothing left in flight).
     pub fn into_inner(mut self) -> H {
+        self.handle.take().expect("the handle is there until into_inner")
+    }
+
+    /// Ends the registration now, and gives the handle back before the rest is dropped.
+    pub(crate) fn take_apart(&mut self) -> H {
+        self.registration.queue.unregister(self.registration.entry);
         self.handle.take().expect("the handle is there until into_inner")
     }
 }

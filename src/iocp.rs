@@ -28,11 +28,11 @@ use crate::Queue;
 use crate::continuation::Continuation;
 use crate::error::{Closed, NtStatus, Refused};
 use crate::handle::{
-    AnyHandle, AsAnyHandle, HandleId, Persist, PersistError, RawHandle, Registered,
+    AnyHandle, AsAnyHandle, HandleId, Persist, PersistError, RawHandle, Registered, Registration,
 };
 use crate::kernel::call::Refusal;
 use crate::misuse::Misuse;
-use crate::op::Request;
+use crate::op::{Close, Request};
 use crate::operation::{ENDED_AT_ONCE, Ending, OutOfMemory, SlotRef, State, Ticket};
 use crate::queue::Inner;
 use crate::time::Sleep;
@@ -1261,7 +1261,7 @@ fn launch<H, R: Request>(
     request: R,
     caller: &'static Location<'static>,
 ) -> Begun<R> {
-    let crate::handle::Registration { queue, entry, raw, .. } = registered.registration();
+    let Registration { queue, entry, raw, .. } = registered.registration();
     let ticket = match Ticket::new(queue, request, caller) {
         Ok(ticket) => ticket,
         Err((OutOfMemory, request)) => {
@@ -1290,6 +1290,36 @@ fn launch<H, R: Request>(
             slot.finish();
             queue.count(slot, false);
         }
+    }
+    Begun::Waits(ticket)
+}
+
+/// Closes a handle whose registration has ended.
+pub(crate) fn begin_close(
+    registration: &Registration,
+    close: Close,
+    caller: &'static Location<'static>,
+) -> Begun<Close> {
+    let Registration { queue, raw, .. } = registration;
+    // Nobody polls a queue that is closed.
+    let ticket = match queue.is_closed() {
+        true => Err(close),
+        false => Ticket::new(queue, close, caller).map_err(|(OutOfMemory, close)| close),
+    };
+    let ticket = match ticket {
+        Ok(ticket) => ticket,
+        Err(close) => return Begun::Over(close.now()),
+    };
+    let slot = ticket.slot();
+    // SAFETY: the request is in the operation's memory now, and nobody else looks at it.
+    let call = unsafe { (*ticket.state_ptr()).call() };
+    slot.launch_alone(*raw);
+    queue.count(slot, true);
+    // SAFETY: the request stays where it is until the operation's end, and what the call points to is its
+    // own (a promise of Request).
+    if unsafe { queue.kernel.submit(slot, call) } != Outcome::PENDING {
+        slot.finish();
+        queue.count(slot, false);
     }
     Begun::Waits(ticket)
 }

@@ -158,8 +158,8 @@ pub use address::SocketAddress;
 pub use buffer::{IoBuf, IoBufMut, Slice};
 pub use continuation::{Continuation, Runnable};
 pub use handle::{
-    AnyHandle, AsAnyHandle, HandleId, HandleKind, Persist, PersistError, PersistFailure, RawHandle,
-    Registered,
+    AnyHandle, AsAnyHandle, HandleId, HandleKind, IntoOwnedHandle, OwnedAnyHandle, Persist,
+    PersistError, PersistFailure, RawHandle, Registered,
 };
 pub use kernel::KernelKind;
 pub use misuse::Misuse;

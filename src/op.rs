@@ -70,7 +70,7 @@ use std::time::Duration;
 
 use crate::address::SocketAddress;
 use crate::buffer::{IoBuf, IoBufMut};
-use crate::handle::{AsAnyHandle, Registered, Registration};
+use crate::handle::{AsAnyHandle, IntoOwnedHandle, OwnedAnyHandle, Registered, Registration};
 #[cfg(windows)]
 use crate::handle::{EntryId, RawHandle};
 use crate::iocp::{self, Begun, Cancelled, Wait};
@@ -79,7 +79,7 @@ use crate::kernel::call::Call;
 use crate::nt::windows::readiness::Poll as ReadinessPoll;
 #[cfg(windows)]
 use crate::nt::windows::sockets::{self, AcceptRoom};
-use crate::operation::Ticket;
+use crate::operation::{Ending, SlotRef, Ticket};
 use crate::queue::{Inner, Queue};
 use crate::time::Elapsed;
 
@@ -749,6 +749,75 @@ unsafe impl Request for Sync {
     }
 }
 
+/// What [`Registered::close`] does.
+pub struct Close(Closing);
+
+/// A handle that is to be closed.
+pub(crate) struct Closing {
+    handle: Option<OwnedAnyHandle>,
+    /// The operations on it that have not ended, and which use of their slots each is.
+    #[cfg_attr(
+        not(target_os = "linux"),
+        allow(dead_code, reason = "only the ring waits for them")
+    )]
+    after: Vec<(SlotRef, u32)>,
+}
+
+impl Closing {
+    /// The handle, once nothing of it is in flight any more. Afterwards it is the caller's to close.
+    ///
+    /// # Safety
+    /// `this` is valid, and nobody else looks at it.
+    #[cfg(target_os = "linux")]
+    pub(crate) unsafe fn take_free(this: *mut Self) -> Option<std::os::fd::OwnedFd> {
+        // SAFETY: passed on.
+        let this = unsafe { &mut *this };
+        let goes_on = |&(slot, use_of_it): &(SlotRef, u32)| {
+            slot.generation() == use_of_it && slot.is_kernels()
+        };
+        if this.after.iter().any(goes_on) {
+            return None;
+        }
+        this.handle.take().map(OwnedAnyHandle::into_any)
+    }
+
+    /// Closes it now.
+    ///
+    /// # Safety
+    /// As above.
+    pub(crate) unsafe fn close(this: *mut Self) -> Ending {
+        // SAFETY: passed on.
+        let handle = unsafe { (*this).handle.take() }.expect("a handle is closed once");
+        #[cfg(unix)]
+        return crate::kernel::unix::ending(crate::kernel::unix::close(handle.into_any()));
+        #[cfg(windows)]
+        crate::nt::windows::close(handle.into_any())
+    }
+}
+
+impl Close {
+    /// Closes it, where no queue can.
+    pub(crate) fn now(mut self) -> io::Result<()> {
+        // SAFETY: nobody else has it.
+        let ending = unsafe { Closing::close(&raw mut self.0) };
+        ending.result().map(|_| ())
+    }
+}
+
+// SAFETY: what it points to is the request's.
+unsafe impl Request for Close {
+    type Output = io::Result<()>;
+
+    #[allow(private_interfaces)]
+    fn call(&mut self) -> Call {
+        Call::Close { closing: &raw mut self.0 }
+    }
+
+    fn finish(self, result: io::Result<u32>) -> Self::Output {
+        result.map(|_| ())
+    }
+}
+
 /// What [`Queue::ready`] does.
 pub struct Ready {
     event: Event,
@@ -1204,6 +1273,29 @@ impl<H> Registered<H> {
                 writing = write(buffer, done);
             }
         }
+    }
+}
+
+impl<H: IntoOwnedHandle> Registered<H> {
+    /// Closes the handle, and says what the system says of that: that what was written could not be
+    /// stored after all, for example, where a disk is elsewhere. (Dropping a `Registered` closes the handle as
+    /// well, but the answer is lost.)
+    ///
+    /// What is in flight on it is cancelled, as [`unregister`](crate::unregister) says. On io_uring the
+    /// handle is closed by the ring, when all of that has ended; elsewhere it is closed before this
+    /// returns, which may block where closing does.
+    ///
+    /// **Nothing stops it**: it goes on when the operation is dropped, or told to
+    /// [`cancel`](Operation::cancel), as long as the queue is polled. If the queue is closed first and
+    /// does not come to it, the handle is left open.
+    #[track_caller]
+    pub fn close(mut self) -> Operation<Close> {
+        let caller = Location::caller();
+        let handle = self.take_apart().into_owned_handle();
+        let registration = self.registration();
+        let after = registration.queue.left_behind(registration.entry);
+        let close = Close(Closing { handle: Some(handle), after });
+        Operation::new(iocp::begin_close(registration, close, caller), &registration.queue)
     }
 }
 

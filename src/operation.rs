@@ -325,6 +325,14 @@ impl SlotRef {
         self.state.set(State::InFlight);
     }
 
+    /// Idle -> InFlight: a handle is to be closed, which is registered no more. Somebody waits.
+    pub(crate) fn launch_alone(self, handle: RawHandle) {
+        debug_assert!(matches!(self.state(), State::Idle));
+        self.handle.set(handle);
+        self.started.set(true);
+        self.state.set(State::InFlight);
+    }
+
     /// Leaves `waker` to be woken at the end, unless it is there already. Cloning one runs user code.
     pub(crate) fn park_waker(self, waker: &Waker) {
         let parked = self.take_waiter();

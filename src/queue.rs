@@ -232,6 +232,13 @@ impl Inner {
         true
     }
 
+    /// The operations of a registration that the kernel still has, and which use of their slots each is.
+    pub(crate) fn left_behind(&self, entry: EntryId) -> Vec<(SlotRef, u32)> {
+        let operations = self.registry.borrow().operations(entry);
+        let left = operations.filter(|slot| slot.is_started() && slot.is_kernels());
+        left.map(|slot| (slot, slot.generation())).collect()
+    }
+
     /// Takes back a launch: the kernel would not have it.
     #[cfg(unix)]
     pub(crate) fn launch_failed(&self, slot: SlotRef, ending: Ending) {

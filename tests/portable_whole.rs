@@ -2,8 +2,6 @@
 //!
 //! On every kernel of this system.
 
-#![cfg(unix)]
-
 #[macro_use]
 mod each_kernel;
 
@@ -13,7 +11,7 @@ use std::thread;
 
 use each_kernel::{noise, pipe_in, tcp, tcp_to_host, turn};
 use ioqueue::op::stream_socket;
-use ioqueue::{IoBuf, Registered, SocketAddress, error};
+use ioqueue::{IoBuf, error};
 
 on_each_kernel! {
     // More than the sockets on the way take in: neither is one operation.
@@ -130,8 +128,12 @@ on_each_kernel! {
         }
     }
 
+    #[cfg(unix)]
     fn a_socket_is_made_for_a_path(queue) {
         use std::os::unix::net::{UnixListener, UnixStream};
+
+        use ioqueue::{Registered, SocketAddress};
+
         let path = std::env::temp_dir()
             .join(format!("ioqueue-{}-{}", std::process::id(), each_kernel::unique()));
         let listener = UnixListener::bind(&path).unwrap();
@@ -148,6 +150,7 @@ on_each_kernel! {
 }
 
 // What a child has, too, nobody sees the end of.
+#[cfg(unix)]
 #[test]
 fn a_socket_is_not_inherited() {
     use std::os::fd::AsRawFd;

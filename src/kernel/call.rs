@@ -7,7 +7,7 @@ use std::io;
 
 #[cfg(windows)]
 use crate::nt::windows::readiness::Poll;
-use crate::op::{Accepted, Datagram, Event, IoPart, PeerAddress, Shutdown};
+use crate::op::{Accepted, Closing, Datagram, Event, IoPart, PeerAddress, Shutdown};
 
 /// One call.
 #[derive(Clone, Copy)]
@@ -56,6 +56,8 @@ pub(crate) enum Call {
         #[cfg_attr(not(unix), allow(dead_code, reason = "Windows knows no difference"))]
         data_only: bool,
     },
+    /// Closes a handle that is registered no more.
+    Close { closing: *mut Closing },
     /// Waits until the handle is ready for something.
     Ready {
         event: Event,
@@ -96,6 +98,7 @@ impl Call {
             | Self::Connect { .. }
             | Self::Shutdown { .. }
             | Self::Sync { .. }
+            | Self::Close { .. }
             | Self::Ready { event: Event::Write } => Direction::Out,
         }
     }

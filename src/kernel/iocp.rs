@@ -33,6 +33,7 @@ use crate::error::NtStatus;
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
 use crate::nt::{Nt, Win32Error};
+use crate::op::Closing;
 use crate::operation::{Ending, SlotRef, State};
 
 /// How many packets one call may take off the port.
@@ -248,6 +249,11 @@ impl<N: Nt> CompletionPort<N> {
     /// # Safety
     /// What `call` points to stays valid, and nobody else's, until the operation's end.
     pub(crate) unsafe fn submit(&self, slot: SlotRef, call: Call) -> Outcome {
+        if let Call::Close { closing } = call {
+            // SAFETY: passed on.
+            slot.end(unsafe { Closing::close(closing) });
+            return Outcome::FINISHED;
+        }
         let entry = slot.entry().expect("a portable call is made under a registration");
         let index = entry.index();
         let medium = self.bound.borrow()[index].medium;

@@ -31,6 +31,7 @@ use super::unix::{self, Bell, Errno, Tried};
 use super::{BindError, Binding, Event, Identity, Mark};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
+use crate::op::Closing;
 use crate::operation::{Ending, SlotRef};
 
 /// The poller's key for the bell. No registration has it.
@@ -108,6 +109,11 @@ impl Readiness {
     /// # Safety
     /// What `call` points to stays valid, and nobody else's, until the operation's end.
     pub(crate) unsafe fn submit(&self, slot: SlotRef, call: Call) -> Outcome {
+        if let Call::Close { closing } = call {
+            // SAFETY: passed on.
+            slot.end(unsafe { Closing::close(closing) });
+            return Outcome::FINISHED;
+        }
         slot.set_call(call);
         let (fd, medium) = self.sources.with(entry_of(slot), |source| (source.fd, source.medium));
         if medium == Medium::File {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use std::time::Duration;
 
@@ -197,7 +197,7 @@ pub(crate) unsafe fn try_call(
             Call::Shutdown { how } => count(libc::shutdown(fd, shutdown_flag(how)) as isize),
             Call::Sync { .. } => Err(libc::EAGAIN),
             Call::Ready { event } => ready_now(fd, event),
-            Call::Overlapped => Err(libc::EINVAL),
+            Call::Overlapped | Call::Close { .. } => Err(libc::EINVAL),
         }
     }
 }
@@ -438,6 +438,16 @@ pub(crate) fn set_nonblocking(fd: RawFd, nonblocking: bool) -> bool {
             return false;
         }
         libc::fcntl(fd, libc::F_SETFL, flags ^ libc::O_NONBLOCK) == 0
+    }
+}
+
+/// Closes a descriptor.
+pub(crate) fn close(fd: OwnedFd) -> Result<u32, Errno> {
+    // SAFETY: it is ours, and nobody else's.
+    match count(unsafe { libc::close(fd.into_raw_fd()) } as isize) {
+        // Closed all the same, and its number perhaps another's by now (close(2), NOTES).
+        Err(libc::EINTR) => Ok(0),
+        answer => answer,
     }
 }
 

@@ -22,12 +22,12 @@
 //!
 //! **Descriptors.** A submission names a descriptor by its number until the kernel has seen it, and a poll
 //! holds its file open. So when a registration ends, all is handed over and its poll taken back, before the
-//! descriptor can be closed.
+//! descriptor can be closed. A close that is an operation comes after the completions of all others.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ use super::unix::{self, Bell, Errno, cut, ending};
 use super::{BindError, Binding, Event, Identity, Mark};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
-use crate::op::{self, Accepted, Datagram, Events};
+use crate::op::{self, Accepted, Closing, Datagram, Events};
 use crate::operation::{Ending, SlotRef, State};
 
 /// Submissions between two system calls. More are handed over in between.
@@ -74,6 +74,8 @@ pub(crate) struct Uring {
     /// Linux 6.0 or newer.
     is_recent: bool,
     sources: Sources,
+    /// Handles to be closed when nothing on them is in flight any more.
+    closings: RefCell<Vec<SlotRef>>,
     /// What found no room in the submission queue, in order.
     backlog: RefCell<VecDeque<Entry>>,
     /// What was taken off the ring to make room, and not gone through.
@@ -109,6 +111,7 @@ impl Uring {
             has_multishot: Cell::new(true),
             is_recent,
             sources: Sources::default(),
+            closings: RefCell::default(),
             backlog: RefCell::default(),
             early: RefCell::default(),
             ring: RefCell::new(ring),
@@ -176,6 +179,12 @@ impl Uring {
             }
         }
         slot.set_call(call);
+        if let Call::Close { .. } = call {
+            if !self.push_close(slot) {
+                self.closings.borrow_mut().push(slot);
+            }
+            return Outcome::PENDING;
+        }
         let waits = self.sources.with(entry_of(slot), |source| {
             let waits = source.medium == Medium::Socket && waits_for_the_edge(call);
             let watch = |source: &Source, more| self.watch(source, more);
@@ -229,6 +238,26 @@ impl Uring {
         });
         let entry = prepare(slot.call(), fd, medium);
         self.push(entry.user_data(slot.address() as u64));
+    }
+
+    /// Hands a close to the ring, if nothing on the handle is in flight any more.
+    fn push_close(&self, slot: SlotRef) -> bool {
+        let Call::Close { closing } = slot.call() else { unreachable!("it is to be closed") };
+        // SAFETY: the operation's memory is the kernel's, which is us, until its end.
+        let Some(fd) = (unsafe { Closing::take_free(closing) }) else { return false };
+        let entry = opcode::Close::new(types::Fd(fd.into_raw_fd())).build();
+        self.push(entry.user_data(slot.address() as u64));
+        true
+    }
+
+    /// Closes what has become free. A host that waits on the ring alone would not come to hand it over.
+    fn close_what_is_free(&self) {
+        let mut closings = self.closings.borrow_mut();
+        let before = closings.len();
+        closings.retain(|&slot| !self.push_close(slot));
+        if closings.len() < before {
+            self.flush(false);
+        }
     }
 
     /// Waits until the slot's handle is ready for its call.
@@ -394,6 +423,9 @@ impl Uring {
         }
         self.sources.resolve_doubts(idle, &mut tell);
         self.sources.drain(&mut tell);
+        if !self.closings.borrow().is_empty() {
+            self.close_what_is_free();
+        }
         if rang {
             sink(Event::Wake);
         }
@@ -509,7 +541,8 @@ impl Uring {
             self.push_call(slot);
             return;
         }
-        let interrupted = result == -libc::EINTR;
+        let is_close = matches!(slot.call(), Call::Close { .. });
+        let interrupted = result == -libc::EINTR && !is_close;
         if (polled && result >= 0 || interrupted) && is_wanted {
             slot.set_polls(false);
             self.push_call(slot);
@@ -518,6 +551,8 @@ impl Uring {
         let result = match (slot.call(), result) {
             // A wait that is not wanted any more; or a cancel that came between the two.
             (_, 0..) if polled => Err(libc::ECANCELED),
+            // Closed all the same, and its number perhaps another's by now (close(2), NOTES).
+            (Call::Close { .. }, -4) => Ok(0),
             // io_uring's way of saying that a cancel got it while it slept.
             (_, -4) => Err(libc::ECANCELED),
             (_, ..0) => Err(-result),
@@ -700,6 +735,7 @@ fn can_be_polled(call: Call) -> bool {
         // A listener of a path that has no room is no business of the socket's: it is always "ready".
         // SAFETY: the address is the operation's, which has not ended; nobody writes to it.
         Call::Connect { peer } => unsafe { !(*peer).is_path() },
+        Call::Close { .. } => false,
         _ => true,
     }
 }
@@ -764,6 +800,6 @@ fn prepare(call: Call, fd: RawFd, medium: Medium) -> Entry {
             let urgent = if event == op::Event::PriorityRead { libc::POLLRDBAND } else { 0 };
             opcode::PollAdd::new(fd, (unix::poll_flag(event) | urgent) as u32).build()
         }
-        Call::Overlapped => opcode::Nop::new().build().flags(Flags::empty()),
+        Call::Overlapped | Call::Close { .. } => opcode::Nop::new().build().flags(Flags::empty()),
     }
 }

@@ -9,7 +9,9 @@ pub(crate) mod sockets;
 
 use std::io;
 use std::mem::size_of;
-use std::os::windows::io::{AsHandle, AsRawHandle, BorrowedHandle, FromRawHandle, OwnedHandle};
+use std::os::windows::io::{
+    AsHandle, AsRawHandle, BorrowedHandle, FromRawHandle, IntoRawHandle, OwnedHandle,
+};
 use std::ptr::{null_mut, without_provenance_mut};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -18,7 +20,9 @@ use windows_sys::Wdk::Storage::FileSystem::{
     FILE_COMPLETION_INFORMATION, FileIoCompletionNotificationInformation, FileModeInformation,
     FileReplaceCompletionInformation, NtQueryInformationFile, NtSetInformationFile,
 };
-use windows_sys::Win32::Foundation::{GetLastError, INVALID_HANDLE_VALUE, STATUS_SUCCESS};
+use windows_sys::Win32::Foundation::{
+    CloseHandle, GetLastError, INVALID_HANDLE_VALUE, STATUS_SUCCESS,
+};
 use windows_sys::Win32::Networking::WinSock::{SOCK_DGRAM, XP1_IFS_HANDLES};
 use windows_sys::Win32::Storage::FileSystem::{GetFileType, SetFileCompletionNotificationModes};
 use windows_sys::Win32::System::IO::{
@@ -28,9 +32,11 @@ use windows_sys::Win32::System::IO::{
 use windows_sys::Win32::System::SystemInformation::GetTickCount64;
 
 use super::{Nt, NtStatusCode, SocketProtocol, Win32Error};
-use crate::handle::RawHandle;
+use crate::error::NtStatus;
+use crate::handle::{RawHandle, owned};
 use crate::iocp::Outcome;
 use crate::kernel::call::Call;
+use crate::operation::Ending;
 
 /// The Windows this program runs on.
 pub(crate) struct Windows;
@@ -51,6 +57,17 @@ fn last_error() -> Win32Error {
 
 fn checked(ok: i32) -> Result<(), Win32Error> {
     if ok == 0 { Err(last_error()) } else { Ok(()) }
+}
+
+/// Closes a handle.
+pub(crate) fn close(handle: owned::Any) -> Ending {
+    // SAFETY: of each: the handle is ours, and nobody else's.
+    let closed = match handle {
+        owned::Any::Handle(handle) => checked(unsafe { CloseHandle(handle.into_raw_handle()) }),
+        owned::Any::Socket(socket) => sockets::close(socket),
+    };
+    let status = closed.map_or_else(NtStatus::from_win32, |()| NtStatus(STATUS_SUCCESS));
+    Ending { status, bytes: 0 }
 }
 
 /// Asks the kernel for one fixed-size answer about a file object.

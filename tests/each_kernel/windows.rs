@@ -10,7 +10,7 @@ use std::os::windows::io::{
 use std::path::{Path, PathBuf};
 use std::ptr::null;
 
-use ioqueue::{AnyHandle, AsAnyHandle, Queue, Registered};
+use ioqueue::{AnyHandle, AsAnyHandle, IntoOwnedHandle, OwnedAnyHandle, Queue, Registered};
 use windows_sys::Win32::Foundation::INVALID_HANDLE_VALUE;
 use windows_sys::Win32::Networking::WinSock::{
     AF_INET, AF_INET6, FIONBIO, INVALID_SOCKET, LINGER, SO_LINGER, SO_RCVBUF, SO_SNDBUF,
@@ -36,6 +36,15 @@ impl AsAnyHandle for Stream {
         match self {
             Self::Socket(socket) => socket.as_any_handle(),
             Self::Pipe(pipe) => pipe.as_any_handle(),
+        }
+    }
+}
+
+impl IntoOwnedHandle for Stream {
+    fn into_owned_handle(self) -> OwnedAnyHandle {
+        match self {
+            Self::Socket(socket) => socket.into_owned_handle(),
+            Self::Pipe(pipe) => pipe.into_owned_handle(),
         }
     }
 }

@@ -214,7 +214,7 @@ unsafe fn make(fd: RawFd, call: Call) -> Result<u32, Errno> {
             | Call::Accept { .. }
             | Call::Connect { .. }
             | Call::Shutdown { .. } => return Err(libc::ENOTSOCK),
-            Call::Ready { .. } | Call::Overlapped => return Err(libc::EINVAL),
+            Call::Ready { .. } | Call::Close { .. } | Call::Overlapped => return Err(libc::EINVAL),
         }
     };
     result.map(|count| count as u32).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))

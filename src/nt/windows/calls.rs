@@ -59,6 +59,7 @@ pub(super) unsafe fn start(
             Call::Accept { accepted } => accept(socket, accepted, overlapped),
             Call::Connect { peer } => start_connect(socket, peer, overlapped),
             Call::Shutdown { how } => shut_down(socket, how),
+            Call::Close { .. } => unreachable!("a close is no call on a registered handle"),
             Call::Sync { .. } => at_once(FlushFileBuffers(handle) != 0),
             Call::Ready { event, poll } => readiness::start(handle, event, poll, overlapped),
         }

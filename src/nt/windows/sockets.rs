@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::windows::io::{AsRawSocket, FromRawSocket, OwnedSocket};
+use std::os::windows::io::{AsRawSocket, FromRawSocket, IntoRawSocket, OwnedSocket};
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
 
@@ -11,8 +11,8 @@ use windows_sys::Win32::Networking::WinSock::{
     SIO_GET_EXTENSION_FUNCTION_POINTER, SO_PROTOCOL_INFOW, SO_TYPE, SO_UPDATE_ACCEPT_CONTEXT,
     SO_UPDATE_CONNECT_CONTEXT, SOCK_DGRAM, SOCK_STREAM, SOCKET, SOL_SOCKET,
     WSA_FLAG_NO_HANDLE_INHERIT, WSA_FLAG_OVERLAPPED, WSADATA, WSAID_ACCEPTEX, WSAID_CONNECTEX,
-    WSAID_GETACCEPTEXSOCKADDRS, WSAIoctl, WSAPROTOCOL_INFOW, WSASocketW, WSAStartup, getsockopt,
-    setsockopt,
+    WSAID_GETACCEPTEXSOCKADDRS, WSAIoctl, WSAPROTOCOL_INFOW, WSASocketW, WSAStartup, closesocket,
+    getsockopt, setsockopt,
 };
 use windows_sys::core::GUID;
 
@@ -159,6 +159,13 @@ pub(crate) fn stream_socket(family: i32) -> Result<OwnedSocket, Win32Error> {
         }
         Ok(OwnedSocket::from_raw_socket(socket as _))
     }
+}
+
+/// Closes a socket.
+pub(super) fn close(socket: OwnedSocket) -> Result<(), Win32Error> {
+    // SAFETY: it is ours, and nobody else's.
+    let closed = unsafe { closesocket(socket.into_raw_socket() as SOCKET) };
+    if closed == 0 { Ok(()) } else { Err(last_error()) }
 }
 
 /// The standard library does so only for sockets of its own.
