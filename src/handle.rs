@@ -30,13 +30,14 @@ impl HandleId {
 
 impl fmt::Debug for HandleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HandleId({:#x})", self.0)
+        write!(f, "HandleId({self})")
     }
 }
 
+/// As the system's own tools write it.
 impl fmt::Display for HandleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}", self.0)
+        if cfg!(unix) { write!(f, "{}", self.0) } else { write!(f, "{:#x}", self.0) }
     }
 }
 

@@ -1303,7 +1303,7 @@ impl Queue {
                 State::Free | State::Idle | State::Done | State::Retired => return,
             };
             pending.push(Pending {
-                kind: slot.kind(),
+                kind: kind_of(slot.kind()),
                 handle: HandleId::new(slot.handle()),
                 age: now.saturating_sub(slot.since()),
                 caller: slot.caller(),
@@ -1408,7 +1408,8 @@ impl Builder {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Pending {
-    /// The type of the state the operation owns.
+    /// The name of a portable operation (`Read`), or else the type of the state it owns (`Vec<u8>`), as
+    /// the compiler writes it.
     pub kind: &'static str,
     /// The handle it was started on.
     pub handle: HandleId,
@@ -1419,6 +1420,16 @@ pub struct Pending {
     pub caller: &'static Location<'static>,
     /// Where it stands.
     pub state: PendingState,
+}
+
+/// What an operation is called, by the type that its slot holds.
+fn kind_of(of_type: &'static str) -> &'static str {
+    let name = of_type.split('<').next().unwrap_or(of_type);
+    match name.strip_prefix("ioqueue::op::") {
+        Some(operation) => operation,
+        // Without the path before it.
+        None => &of_type[name.rfind("::").map_or(0, |at| at + 2)..],
+    }
 }
 
 /// Where a [`Pending`] operation stands.

@@ -269,7 +269,7 @@ on_each_kernel! {
         assert_eq!(pending.len(), 1);
         assert_eq!((pending[0].state, pending[0].handle), (PendingState::InFlight, reader.id()));
         assert_eq!((pending[0].caller.line(), pending[0].caller.file()), (line, file!()));
-        assert!(pending[0].kind.contains("Read"), "{}", pending[0].kind);
+        assert_eq!(pending[0].kind, "Read");
         let text = format!("{queue:?}");
         assert!(text.contains("in_flight: 1"), "{text}");
         let mut cancel = reading.cancel();
