@@ -128,7 +128,7 @@ impl Events {
         Self(bits)
     }
 
-    #[cfg(any(windows, all(unix, not(target_os = "linux"))))]
+    #[cfg(any(windows, not(target_os = "linux"), ioqueue_polling))]
     pub(crate) fn insert(&mut self, event: Event) {
         self.0 |= event.bit();
     }

@@ -8,12 +8,12 @@
 //!
 //! On Linux the poller is epoll, called directly: the crate `polling` makes three more system calls a
 //! wait (it sets a timer descriptor and arms two descriptors anew), which a message to and fro cannot
-//! afford. Everywhere else it is `polling`.
+//! afford. Everywhere else it is `polling`, and on Linux with `--cfg ioqueue_polling`, for the tests.
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(ioqueue_polling)))]
 #[path = "readiness/epoll.rs"]
 mod poller;
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), ioqueue_polling))]
 #[path = "readiness/polling.rs"]
 mod poller;
 mod pool;

@@ -27,6 +27,10 @@ use crate::operation::{Ending, SlotRef};
 /// How long a queue sleeps at most before it looks after those that wait without having tried.
 pub(crate) const DOUBT_MS: u32 = 50;
 
+/// Whether pollers tell of the end of a stream. The crate `polling` does not: it knows no half-closed ones, and
+/// on kqueue no end at all.
+const ENDS_ARE_TOLD: bool = cfg!(all(target_os = "linux", not(ioqueue_polling)));
+
 /// Watched for what may come, and its end.
 pub(crate) const IN: u8 = 1;
 /// Watched for room to write. Apart, as a stream that only reads would be told of every acknowledgement.
@@ -312,6 +316,12 @@ impl Source {
         }
     }
 
+    /// With what poll(2) says that the poller did not.
+    fn with_its_end(&self, events: Events) -> Events {
+        let more = unix::ready_now(self.fd, op::Event::Hangup).unwrap_or(0);
+        Events::from_bits(events.bits() | more as u8)
+    }
+
     /// Tells those who look on of what there is to see.
     fn show(&mut self, events: Events, tell: &mut impl FnMut(SlotRef, Ending)) {
         self.onlookers.retain(|slot| {
@@ -365,7 +375,8 @@ impl Sources {
             for_threads: None,
             never_direct: medium == Medium::File && unix::is_past_the_cache(fd),
             drained: false,
-            is_stream: None,
+            // An end that came with the last bytes would be waited for in vain.
+            is_stream: if ENDS_ARE_TOLD { None } else { Some(false) },
             #[cfg(target_os = "linux")]
             writes_from: None,
             hung_up: false,
@@ -497,7 +508,7 @@ impl Sources {
             source.retry(Direction::Out, tell);
         }
         if !source.onlookers.is_empty() {
-            source.show(events, tell);
+            source.show(if ENDS_ARE_TOLD { events } else { source.with_its_end(events) }, tell);
         }
         let needed = source.unwatched();
         if needed != 0 && watch(source, needed).is_ok() {

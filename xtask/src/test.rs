@@ -1,4 +1,5 @@
-//! `cargo xtask test`: the tests on this system, then for Windows under Wine.
+//! `cargo xtask test`: the tests on this system (on Linux the readiness kernel's again, with the poller of other
+//! systems), then for Windows under Wine.
 
 use std::io::{BufRead, BufReader, PipeReader};
 use std::process::{Command, ExitCode};
@@ -30,6 +31,12 @@ pub fn test(arguments: &[String]) -> Result<ExitCode> {
     let mut suites = Vec::new();
     if native {
         suites.push(Suite::run("native", native_tests()?, &filters)?);
+        if cfg!(target_os = "linux") {
+            let filters = if filters.is_empty() { &["readiness"] } else { &filters[..] };
+            for (name, flags) in POLLERS {
+                suites.push(Suite::run(name, tests_through_polling(flags)?, filters)?);
+            }
+        }
     }
     match setup::possible() {
         Err(why) if wine && !native => return Err(why),
@@ -46,6 +53,28 @@ fn native_tests() -> Result<Command> {
     let mut cargo = shell::native_cargo();
     runner::install(cargo.arg("test"), "cfg(all())", runner::NATIVELY, Some(LIMIT))?;
     cargo.arg("--workspace").args(shell::sim_feature()?);
+    Ok(cargo)
+}
+
+/// How the readiness of other systems is tried here: with the poller that they have.
+const POLLERS: [(&str, &str); 2] = [
+    ("readiness, through the crate polling", "--cfg ioqueue_polling"),
+    (
+        "readiness, through polling, one event at a time",
+        "--cfg ioqueue_polling --cfg ioqueue_polling=\"oneshot\"",
+    ),
+];
+
+/// The portable tests with such a poller, in a target folder of its own.
+fn tests_through_polling(flags: &str) -> Result<Command> {
+    let mut cargo = shell::native_cargo();
+    runner::install(cargo.arg("test"), "cfg(all())", runner::NATIVELY, Some(LIMIT))?;
+    let flags = match std::env::var("RUSTFLAGS") {
+        Ok(others) => format!("{others} {flags}"),
+        Err(_) => flags.to_string(),
+    };
+    cargo.args(["--package", "ioqueue", "--lib", "--test", "portable*"]);
+    cargo.env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", shell::target_dir().join("polling"));
     Ok(cargo)
 }
 

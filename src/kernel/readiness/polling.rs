@@ -1,4 +1,4 @@
-//! kqueue, event ports, poll: through the crate `polling`.
+//! kqueue, event ports, poll: through the crate `polling`. On Linux it is epoll, for the tests.
 
 use std::cell::RefCell;
 use std::io;
@@ -28,7 +28,8 @@ impl Poller {
     /// Watches `bell`, too, under a key of its own.
     pub(super) fn new(bell: BorrowedFd<'_>, key: usize) -> io::Result<Self> {
         let poller = polling::Poller::new()?;
-        let mode = if poller.supports_edge() { PollMode::Edge } else { PollMode::Oneshot };
+        let by_edge = poller.supports_edge() && !cfg!(ioqueue_polling = "oneshot");
+        let mode = if by_edge { PollMode::Edge } else { PollMode::Oneshot };
         let events = polling::Events::with_capacity(NonZeroUsize::new(BATCH).expect("not zero"));
         // `polling` keeps the highest key for itself.
         let this =
