@@ -1230,8 +1230,7 @@ impl Queue {
     /// What `GetQueuedCompletionStatusEx` says. What was appended until then is valid.
     ///
     /// # Panics
-    /// With whatever the drop of an abandoned operation's state panics; no continuation is lost. (Inside
-    /// a task such a panic ends the process: see [`Task`].)
+    /// With whatever the drop of an abandoned operation's state panics; no continuation is lost.
     pub fn poll(
         &self,
         runnable: &mut Vec<Continuation>,
