@@ -1171,19 +1171,21 @@ where
         let verdict = Verdict::Refused(Refusal::NoOverlapped);
         return Wait::failed(queue, status, verdict, state);
     }
-    begin_on(queue, handle, offset, state, overlapped_call(call), caller)
+    begin_on(queue, handle, offset, state, |_| overlapped_call(call), caller)
 }
 
-/// Makes the operation, starts it, and waits.
-fn begin_on<T: 'static, C>(
+/// Makes the operation, starts it, and waits. `prepare` says with which call, before the operation counts
+/// as the kernel's: a buffer's code may panic, or close the handle.
+fn begin_on<T: 'static, P, C>(
     queue: &Rc<Inner>,
     handle: AnyHandle<'_>,
     offset: u64,
     state: T,
-    call: C,
+    prepare: P,
     caller: &'static Location<'static>,
 ) -> Wait<T>
 where
+    P: FnOnce(*mut T) -> C,
     C: FnOnce(SlotRef, *mut T) -> Outcome,
 {
     let overlapped = match Ticket::new(queue, state, caller) {
@@ -1194,6 +1196,7 @@ where
         }
     };
     overlapped.0.slot().set_offset(offset);
+    let call = prepare(overlapped.0.state_ptr());
     match overlapped.begin(handle, call, caller) {
         Ok(()) => Wait::watch(overlapped.0, caller),
         Err(failure) => {
@@ -1358,11 +1361,13 @@ fn submit_call<R: Request>(
     caller: &'static Location<'static>,
 ) -> Begun<R> {
     let offset = request.offset();
-    let call = |slot, request: *mut R| {
-        // SAFETY: as in `launch_call`.
-        unsafe { queue.kernel.submit(slot, (*request).call()) }
+    let prepare = |request: *mut R| {
+        // SAFETY: the request is in the operation's memory now, and nobody else looks at it.
+        let call = unsafe { (*request).call() };
+        // SAFETY: as in `launch`.
+        move |slot, _| unsafe { queue.kernel.submit(slot, call) }
     };
-    Begun::from_wait(begin_on(queue, handle, offset, request, call, caller))
+    Begun::from_wait(begin_on(queue, handle, offset, request, prepare, caller))
 }
 
 /// Waits until any handle is ready, which is registered if it is not.

@@ -146,6 +146,8 @@ mod remote;
 #[forbid(unsafe_code)]
 pub mod sim;
 #[forbid(unsafe_code)]
+mod socket;
+#[forbid(unsafe_code)]
 mod sync;
 #[forbid(unsafe_code)]
 mod task;
@@ -170,6 +172,7 @@ pub use queue::{
     running, spawn, unregister,
 };
 pub use remote::{Answer, Remote};
+pub use socket::Socket;
 pub use task::Task;
 pub use time::{Elapsed, Interval, Sleep, interval, sleep, timeout};
 

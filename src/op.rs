@@ -43,12 +43,16 @@
 //!
 //! # What is not
 //!
-//! - On Windows a file that is opened for overlapped use has no position. There `read`, `write` and their
-//!   vectored forms are `InvalidInput` for a file.
-//! - The simulated Windows (`ioqueue::sim`) has no accept, connect, datagrams with addresses, or `ready`:
-//!   they are `Unsupported` there.
-//! - The test suite runs these operations on Linux, on both kernels; not yet under Wine, on Windows, or on
-//!   the simulation.
+//! - On Windows a file that is opened for overlapped use has no position of its own. There `read`, `write`
+//!   and their vectored forms keep one for each registration.
+//! - Only sockets say on Windows whether they are [`ready`](Registered::ready), and one at a time waits for
+//!   anything but `Read`: else it is `Unsupported`, or `ResourceBusy`.
+//! - Nothing says that a shutdown of a socket's own reading ends a read that waits. On Linux it does.
+//! - Who has sent a datagram to nobody may be told by the next receive: `ConnectionRefused` on Unix,
+//!   `ConnectionReset` on Windows.
+//!
+//! The test suite runs these operations on both kernels of Linux, on the simulated Windows (`ioqueue::sim`)
+//! and under Wine; `docs/TESTED.md` says which.
 //!
 //! A handle that several tasks use is shared in an `Rc`; the methods take `&self`.
 
@@ -56,10 +60,6 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::Shutdown as How;
-#[cfg(unix)]
-use std::os::fd::OwnedFd as Socket;
-#[cfg(windows)]
-use std::os::windows::io::OwnedSocket as Socket;
 use std::panic::Location;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -67,6 +67,8 @@ use std::rc::Rc;
 use std::rc::Weak;
 use std::task::{Context, Poll};
 use std::time::Duration;
+
+use windows_sys::Win32::Networking::WinSock::{WSAECONNABORTED, WSAECONNRESET};
 
 use crate::address::SocketAddress;
 use crate::buffer::{IoBuf, IoBufMut};
@@ -81,6 +83,7 @@ use crate::nt::windows::readiness::Poll as ReadinessPoll;
 use crate::nt::windows::sockets::{self, AcceptRoom};
 use crate::operation::{Ending, SlotRef, Ticket};
 use crate::queue::{Inner, Queue};
+use crate::socket::{Owned, Socket};
 use crate::time::Elapsed;
 
 pub(crate) use std::net::Shutdown;
@@ -190,7 +193,7 @@ pub unsafe trait Request: Sized + 'static {
         0
     }
 
-    /// The message was longer than the buffer. On Unix a message says so itself.
+    /// The message was longer than the buffer. On kernels of Unix a message says so itself.
     #[doc(hidden)]
     fn was_cut(&mut self) {}
 
@@ -292,7 +295,7 @@ impl Later {
 
 /// What an accept fills in.
 pub(crate) struct Accepted {
-    #[cfg(unix)]
+    #[cfg(any(unix, feature = "sim"))]
     peer: SocketAddress,
     socket: Option<Socket>,
     #[cfg(windows)]
@@ -304,7 +307,7 @@ pub(crate) struct Accepted {
 impl Accepted {
     fn new(_listener: &Registration) -> Self {
         Self {
-            #[cfg(unix)]
+            #[cfg(any(unix, feature = "sim"))]
             peer: SocketAddress::ANY,
             socket: None,
             #[cfg(windows)]
@@ -324,9 +327,13 @@ impl Accepted {
     #[cfg(windows)]
     fn finish(self) -> io::Result<(Socket, SocketAddress)> {
         let socket = self.socket.expect("an accept that succeeded has a socket");
+        #[cfg(feature = "sim")]
+        if socket.is_simulated() {
+            return Ok((socket, self.peer));
+        }
         // A listener that is closed takes the connections along that nobody has fetched.
         let listener = self.listener.handle().ok_or(io::ErrorKind::ConnectionAborted)?;
-        let peer = sockets::accepted(listener, &socket, &self.room)?;
+        let peer = sockets::accepted(listener, socket.owned(), &self.room)?;
         Ok((socket, peer))
     }
 
@@ -353,10 +360,10 @@ impl Accepted {
     ///
     /// # Safety
     /// `this` is valid and nobody else's.
-    pub(crate) unsafe fn prepare(this: *mut Self, socket: Socket) -> *mut AcceptRoom {
+    pub(crate) unsafe fn prepare(this: *mut Self, socket: Owned) -> *mut AcceptRoom {
         // SAFETY: passed on.
         unsafe {
-            (*this).socket = Some(socket);
+            (*this).socket = Some(socket.into());
             &raw mut (*this).room
         }
     }
@@ -380,7 +387,58 @@ impl Accepted {
     pub(crate) unsafe fn take_in(this: *mut Self, socket: std::os::fd::RawFd) {
         use std::os::fd::FromRawFd;
         // SAFETY: passed on.
-        unsafe { (*this).socket = Some(Socket::from_raw_fd(socket)) };
+        unsafe { (*this).socket = Some(Owned::from_raw_fd(socket).into()) };
+    }
+}
+
+/// Where a simulated kernel writes an address, and its length.
+#[cfg(feature = "sim")]
+type AddressPlaces = [(*mut u8, usize); 2];
+
+/// # Safety
+/// `address` is valid.
+#[cfg(feature = "sim")]
+unsafe fn address_places(address: *mut SocketAddress) -> AddressPlaces {
+    // SAFETY: passed on; no reference is formed.
+    unsafe {
+        let (bytes, length) = (&raw mut (*address).bytes, &raw mut (*address).length);
+        [(bytes.cast(), size_of_val(&*bytes)), (length.cast(), size_of::<u32>())]
+    }
+}
+
+#[cfg(feature = "sim")]
+impl Accepted {
+    /// Owns the simulated socket that the connection will be from now on, and says where the address goes.
+    ///
+    /// # Safety
+    /// `this` is valid and nobody else's.
+    pub(crate) unsafe fn places(this: *mut Self, socket: Socket) -> AddressPlaces {
+        // SAFETY: passed on.
+        unsafe {
+            (*this).socket = Some(socket);
+            address_places(&raw mut (*this).peer)
+        }
+    }
+}
+
+#[cfg(feature = "sim")]
+impl Datagram {
+    /// Where a simulated kernel finds the data, and where it writes the other side's address.
+    ///
+    /// # Safety
+    /// `this` is valid.
+    pub(crate) unsafe fn places(this: *mut Self) -> ((*mut u8, usize), AddressPlaces) {
+        // SAFETY: passed on; no reference stays.
+        unsafe { (part_of(&(*this).part), address_places(&raw mut (*this).peer)) }
+    }
+
+    /// Where on the Internet it goes.
+    ///
+    /// # Safety
+    /// `this` is valid, and nobody writes to it.
+    pub(crate) unsafe fn to(this: *const Self) -> Option<std::net::SocketAddr> {
+        // SAFETY: passed on.
+        unsafe { (*this).peer.ip() }
     }
 }
 
@@ -427,6 +485,10 @@ impl Datagram {
         unsafe { (*this).peer.length = (*this).message.msg_namelen };
     }
 
+    fn truncate(&mut self) {
+        self.message.msg_flags |= libc::MSG_TRUNC;
+    }
+
     fn was_truncated(&self) -> bool {
         self.message.msg_flags & libc::MSG_TRUNC != 0
     }
@@ -453,6 +515,10 @@ impl Datagram {
             let peer = &raw mut (*this).peer;
             (&raw const (*this).part, (&raw mut (*peer).bytes).cast(), &raw mut (*peer).length)
         }
+    }
+
+    fn truncate(&mut self) {
+        self.truncated = true;
     }
 
     fn was_truncated(&self) -> bool {
@@ -635,9 +701,8 @@ unsafe impl<B: IoBufMut> Request for ReceiveFrom<B> {
         Call::ReceiveFrom { datagram: &raw mut self.datagram }
     }
 
-    #[cfg(not(unix))]
     fn was_cut(&mut self) {
-        self.datagram.truncated = true;
+        self.datagram.truncate();
     }
 
     fn finish(mut self, result: io::Result<u32>) -> Self::Output {
@@ -862,17 +927,23 @@ unsafe impl Request for Ready {
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {
-        use io::ErrorKind::{ConnectionAborted, ConnectionReset};
         match result {
             Ok(number) => Ok(self.events(number)),
             // A receive finds what a wait would have told of.
-            Err(error) if matches!(error.kind(), ConnectionReset | ConnectionAborted) => {
+            Err(error) if is_reset(&error) => {
                 let all = [self.event, Event::Error, Event::Hangup];
                 Ok(Events(all.into_iter().fold(0, |bits, event| bits | event.bit())))
             }
             Err(error) => Err(error),
         }
     }
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset};
+    // By the code, too: those of a simulated Windows have a kind on Windows only.
+    matches!(error.kind(), ConnectionReset | ConnectionAborted)
+        || matches!(error.raw_os_error(), Some(WSAECONNRESET | WSAECONNABORTED))
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -1059,16 +1130,14 @@ impl<H> Registered<H> {
     }
 
     /// Reads on from where the last read ended, or what comes next on a stream: as much as there is,
-    /// up to the buffer's capacity. 0 is the end, or a buffer without room. On Windows files have no
-    /// position: use [`read_at`](Self::read_at) there.
+    /// up to the buffer's capacity. 0 is the end, or a buffer without room.
     #[track_caller]
     #[inline]
     pub fn read<B: IoBufMut>(&self, buffer: B) -> Operation<Read<B>> {
         self.begin(Read { buffer, from: From::Stream }, Location::caller())
     }
 
-    /// Writes on from where the last write ended, or next on a stream. May write less than there is. On
-    /// Windows files have no position: use [`write_at`](Self::write_at) there.
+    /// Writes on from where the last write ended, or next on a stream. May write less than there is.
     #[track_caller]
     #[inline]
     pub fn write<B: IoBuf>(&self, buffer: B) -> Operation<Write<B>> {
@@ -1305,7 +1374,7 @@ impl<H: IntoOwnedHandle> Registered<H> {
 ///
 /// # Errors
 /// What the system says: that it does not know the family, or has no room for another descriptor.
-pub fn stream_socket(peer: impl Into<SocketAddress>) -> io::Result<Socket> {
+pub fn stream_socket(peer: impl Into<SocketAddress>) -> io::Result<Owned> {
     let family = peer.into().family();
     #[cfg(unix)]
     return crate::kernel::unix::stream_socket(family).map_err(io::Error::from_raw_os_error);

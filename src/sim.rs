@@ -99,6 +99,34 @@
 //! End a test with [`Sim::check`]: the kernel has given everything back. What a closed queue said it
 //! leaked, [`Sim::check_leaked`] takes off.
 //!
+//! # A network
+//!
+//! The simulated system is one host with a network of its own, in which [`Sim::listener`],
+//! [`Sim::unconnected`] and [`Sim::datagrams`] make sockets:
+//!
+//! ```
+//! use ioqueue::sim::Sim;
+//!
+//! let sim = Sim::quiet();
+//! let queue = sim.queue()?;
+//! let (listener, address) = sim.listener();
+//! let listener = queue.register(listener)?;
+//! let client = queue.register(sim.unconnected())?;
+//!
+//! let accepting = listener.accept();
+//! queue.block_on(client.connect(address))??;
+//! let (server, _from) = queue.block_on(accepting)??;
+//! let server = queue.register(server)?;
+//! queue.block_on(client.write_all("hello"))?.0?;
+//! assert_eq!(&queue.block_on(server.read_exact([0; 5]))?.1, b"hello");
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! A connection is made whether or not anybody accepts it, a listener that is closed resets those that
+//! nobody has accepted, where nobody listens is refused, and where no host is (an address other than
+//! 127.0.0.1) is not answered for 21 seconds. Datagrams keep their order and are never lost on their way;
+//! one to nobody is told of by a later receive. [`Faults::room_for_bytes`] makes streams narrow.
+//!
 //! # A program of your own
 //!
 //! A program that reads and writes with the [portable operations](crate::op) runs on both as it is, if it
@@ -109,8 +137,11 @@
 //! which the program implements with `ReadFile` and the test with a [`Sim`]. `tests/both` in the
 //! repository is one, with which the same tests run here and on Windows.
 //!
-//! A file is opened once: [`SimHandle::duplicate`] is the same file object, which cannot be registered
-//! twice. A reader and a writer of one file share its `Registered` in an `Rc`.
+//! [`Sim::reopen`] opens a file once more: another file object, for another registration.
+//! [`SimHandle::duplicate`] is the same file object, which cannot be registered twice.
+//!
+//! A peer that blocks is a thread with a queue of its own on the same `Sim`: see
+//! [`Sim::expect_other_threads`].
 //!
 //! Choose the faults by what the program promises. [`Sim::new`] lets operations fail now and then: a test
 //! that unwraps their results will say so. [`Faults::orders`] lets none fail, but leaves no order, no time
@@ -127,8 +158,9 @@
 //! # What it can't do
 //!
 //! It knows nothing of what a driver does beyond this, has no processes or names, and no wait packets
-//! (`NtAssociateWaitCompletionPacket`), which the queue does not use. A write never waits for its reader:
-//! no buffer is ever full. It does not model two threads that race inside one call.
+//! (`NtAssociateWaitCompletionPacket`), which the queue does not use. It has no urgent data, one network
+//! with one host, and files that are never renamed, locked or cut. A wait for readiness answers through its
+//! byte count, where Windows fills in a structure. It does not model two threads that race inside one call.
 //!
 //! Its rules are from Microsoft's documentation, which the code names rule by rule, and where Wine does as
 //! that says the same tests run on both. Nothing of it was compared with a real Windows.

@@ -116,6 +116,8 @@ fn the_counter_counts() {
 }
 
 on_each_kernel! {
+    not_simulated("the simulation allocates what it remembers"):
+
     /// Messages to and fro: each receive waits for its message.
     fn sockets_cost_no_allocation(queue) {
         let (client, server) = tcp(queue);

@@ -11,8 +11,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use each_kernel::{
-    CANCELS_LATER, LONG, Marked, Way, file, handles_can_leave, listener, look_around, pipe,
-    poll_once, poll_with, queue_on, skip, ways, write_full,
+    LONG, Marked, Way, assert_came_back, cancels_later, file, handles_can_leave, listener,
+    look_around, pipe, poll_once, poll_with, queue_on, skip, ways, write_full,
 };
 use ioqueue::error::is_cancelled;
 use ioqueue::op::Read;
@@ -57,7 +57,7 @@ on_each_kernel! {
                 }
                 let (result, buffer) = queue.block_on(reading.cancel()).unwrap();
                 assert!(is_cancelled(&result.unwrap_err()), "{name}");
-                assert_eq!(buffer, [5; 64], "{name}");
+                assert_came_back(queue, &buffer, &[5; 64]);
             }
             queue.block_on(write_full(&from, "next")).unwrap();
             assert_eq!(queue.block_on(to.read(vec![0; 8])).unwrap().1, b"next", "{name}");
@@ -120,7 +120,7 @@ on_each_kernel! {
         queue.block_on(look_around()).unwrap();
         assert_eq!(queue.pending().len(), 7);
         for accept in accepts.into_iter().flatten() {
-            let _client = std::net::TcpStream::connect(address).unwrap();
+            let _client = each_kernel::host_that_connects(queue, address);
             // Which of them it goes to is the system's business.
             let mut accept = accept;
             if poll_once(&mut accept).is_pending() {
@@ -137,7 +137,7 @@ on_each_kernel! {
             let limited = to.read(vec![7; 8]).timeout(Duration::from_millis(5));
             let (result, buffer) = queue.block_on(limited).unwrap();
             assert!(Elapsed::is(&result.unwrap_err()), "{name}");
-            assert_eq!(buffer, [7; 8], "{name}");
+            assert_came_back(queue, &buffer, &[7; 8]);
             queue.block_on(write_full(&from, "data")).unwrap();
             let (count, _) = queue.block_on(to.read(vec![7; 8]).timeout(LONG)).unwrap();
             assert_eq!(count.unwrap(), 4, "{name}");
@@ -149,7 +149,7 @@ on_each_kernel! {
     fn unregistering_cancels_everything_and_everybody_learns_of_it(queue) {
         for Way { name, from, to } in ways(queue) {
             let reads: Vec<_> = (0..20).map(|_| to.read(vec![7; 8])).collect();
-            let waits = if each_kernel::says_when_ready(name) { 3 } else { 0 };
+            let waits = if each_kernel::says_when_ready(queue, name) { 3 } else { 0 };
             let ready: Vec<_> = (0..waits).map(|_| to.ready(ioqueue::Event::Read)).collect();
             let mut writes = Vec::new();
             loop {
@@ -168,7 +168,10 @@ on_each_kernel! {
                 let (result, buffer) = queue.block_on(read).unwrap();
                 match result {
                     Ok(count) => assert_eq!(count, buffer.len(), "{name}"),
-                    Err(error) => assert!(is_cancelled(&error) && buffer == [7; 8], "{name}: {error}"),
+                    Err(error) => {
+                        assert!(is_cancelled(&error), "{name}: {error}");
+                        assert_came_back(queue, &buffer, &[7; 8]);
+                    }
                 }
             }
             for wait in ready {
@@ -223,7 +226,7 @@ on_each_kernel! {
 
     /// Q7: the handle is whole when it leaves with operations in flight.
     fn a_handle_that_leaves_takes_nothing_with_it(queue) {
-        if !handles_can_leave() {
+        if !handles_can_leave(queue) {
             return skip("this system does not let a handle go to another registration");
         }
         for Way { name, from, to } in ways(queue) {
@@ -233,17 +236,23 @@ on_each_kernel! {
             queue.block_on(write_full(&from, "data")).unwrap();
             let (result, _) = queue.block_on(reading).unwrap();
             assert!(is_cancelled(&result.unwrap_err()), "{name}");
-            let to = queue.register(to).unwrap();
-            assert_eq!(queue.block_on(to.read(vec![0; 8])).unwrap().1, b"data", "{name}");
+            match queue.register(to) {
+                Ok(to) => {
+                    let (_, bytes) = queue.block_on(to.read(vec![0; 8])).unwrap();
+                    assert_eq!(bytes, b"data", "{name}");
+                }
+                // What was not yet over when it left keeps it bound.
+                Err(error) => assert!(each_kernel::is_windows(queue), "{name}: {error}"),
+            }
         }
     }
 
     /// Scenario 64, Q8: to another queue, and back.
     fn a_handle_may_go_to_another_queue(queue) {
-        if !handles_can_leave() {
+        if !handles_can_leave(queue) {
             return skip("this system does not let a handle go to another registration");
         }
-        for (name, from, to) in each_kernel::raw_ways() {
+        for (name, from, to) in each_kernel::raw_ways(queue) {
             let other = queue_on(queue.kernel_kind()).unwrap();
             let from = queue.register(from).unwrap();
             let mut to = Some(to);
@@ -276,7 +285,7 @@ on_each_kernel! {
         assert!(poll_once(&mut cancel).is_pending());
         assert_eq!(queue.pending()[0].state, PendingState::Cancelling);
         drop(cancel);
-        if CANCELS_LATER {
+        if cancels_later(queue) {
             assert_eq!(queue.pending()[0].state, PendingState::Abandoned);
         }
         queue.run().unwrap();
@@ -407,7 +416,7 @@ on_each_kernel! {
             drop(reading);
             all.push((drops, from, to));
         }
-        assert!(queue.running() || !CANCELS_LATER);
+        assert!(queue.running() || !cancels_later(queue));
         queue.run().unwrap();
         for (drops, ..) in &all {
             assert_eq!(drops.count(), 1);
@@ -419,9 +428,10 @@ on_each_kernel! {
     fn many_that_wait_for_their_turn_are_given_up(queue) {
         let (reader, _writer) = pipe(queue);
         let (client, _server) = each_kernel::tcp(queue);
+        let many = each_kernel::rounds(queue, 2_000);
         let start = std::time::Instant::now();
-        let reads: Vec<_> = (0..2_000).map(|_| reader.read([0; 1])).collect();
-        let receives: Vec<_> = (0..2_000).map(|_| client.recv([0; 1])).collect();
+        let reads: Vec<_> = (0..many).map(|_| reader.read([0; 1])).collect();
+        let receives: Vec<_> = (0..many).map(|_| client.recv([0; 1])).collect();
         queue.block_on(look_around()).unwrap();
         drop((reads, receives));
         queue.run().unwrap();

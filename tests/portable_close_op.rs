@@ -9,16 +9,21 @@ use std::io::{ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use each_kernel::{TempFile, file, listener, noise, raw_tcp, tcp_to_host, turn, ways_in, ways_out};
+use each_kernel::{
+    Host, TempFile, file, listener, noise, raw_tcp, tcp_to_host, turn, ways_in, ways_out,
+};
 use ioqueue::{IntoOwnedHandle, OwnedAnyHandle, Queue, error};
 
 /// Reads to the end, which comes.
-fn end_of(mut stream: TcpStream) {
+fn end_of(stream: impl Into<Host>) {
+    let mut stream = stream.into();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
 }
 
 on_each_kernel! {
+    not_simulated("its handles are not closed by the system"):
+
     fn a_close_says_that_it_is_done_and_the_other_side_sees_the_end(queue) {
         for way in ways_out(queue) {
             let mut theirs = way.theirs;

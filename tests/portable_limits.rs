@@ -29,6 +29,8 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 on_each_kernel! {
+    not_simulated("thousands of operations take it minutes, and these are handles of Unix"):
+
     /// Each ends, with its own result, though nobody looked at the kernel before all were started.
     fn thousands_of_waits_started_at_once_all_end(queue) {
         let (here, mut there) = UnixStream::pair().unwrap();

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use each_kernel::{
-    HalfWay, Stream, Way, look_around, pipe, pipe_in, raw_tcp, read_full, set_send_room,
-    tcp_to_host, two_ways, ways, ways_in, ways_out, write_full,
+    HalfWay, Stream, Way, kind_of, look_around, narrow_tcp_to_host, pipe, pipe_in, read_full,
+    rounds, tcp_to_host, two_ways, ways, ways_in, ways_out, write_full,
 };
 use ioqueue::error::is_cancelled;
 
@@ -20,19 +20,11 @@ fn message(number: usize) -> Vec<u8> {
     vec![number as u8; 500 + number * 37 % 1009]
 }
 
-/// A connection with as little room for what is to be sent as there can be.
-fn narrow() -> (std::net::TcpStream, std::net::TcpStream) {
-    let (from, to) = raw_tcp();
-    set_send_room(&from, 1);
-    (from, to)
-}
-
 on_each_kernel! {
     /// Scenario 16: a hundred writes at once, on a way that is narrow, to a reader that is slow. Of each the
     /// part that it says it wrote arrives, before anything of the next.
     fn writes_that_are_queued_arrive_in_their_order(queue) {
-        let (from, to) = narrow();
-        let from = queue.register(from).unwrap();
+        let (from, to) = narrow_tcp_to_host(queue);
         let writes: Vec<_> = (0..100).map(|number| from.write(message(number))).collect();
         let reading = thread::spawn(move || {
             let (mut to, mut all, mut part) = (to, Vec::new(), [0; 777]);
@@ -115,8 +107,8 @@ on_each_kernel! {
     /// A shutdown waits for the writes before it.
     fn a_shutdown_comes_after_the_writes_before_it(queue) {
         for narrowly in [true, false] {
-            let (from, to) = if narrowly { narrow() } else { raw_tcp() };
-            let (from, mut to) = (queue.register(from).unwrap(), to);
+            let make = if narrowly { narrow_tcp_to_host } else { tcp_to_host };
+            let (from, mut to) = make(queue);
             let writes: Vec<_> = (0..100).map(|number| from.send(message(number))).collect();
             let shutting = from.shutdown(Shutdown::Write);
             let late = from.send("late");
@@ -131,7 +123,7 @@ on_each_kernel! {
             }
             queue.block_on(shutting).unwrap().unwrap();
             let error = queue.block_on(late).unwrap().0.unwrap_err();
-            assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+            assert_eq!(kind_of(queue, &error), std::io::ErrorKind::BrokenPipe);
             assert_eq!(reading.join().unwrap(), total);
         }
     }
@@ -140,7 +132,7 @@ on_each_kernel! {
     fn cancelled_writes_in_the_midst_send_nothing(queue) {
         for HalfWay { name, ours, mut theirs } in ways_out(queue) {
             // The way is full when the others come.
-            let filling = ours.write(vec![255; 8 << 20]);
+            let filling = ours.write(vec![255; rounds(queue, 8 << 20)]);
             let writes: Vec<_> = (0..100).map(|number| ours.write(message(number))).collect();
             queue.block_on(look_around()).unwrap();
             let mut kept = Vec::new();
@@ -266,7 +258,7 @@ on_each_kernel! {
     fn the_two_directions_do_not_wait_for_each_other(queue) {
         for Way { name, from, to } in two_ways(queue) {
             let (from, to): (_, ioqueue::Registered<Stream>) = (from, to);
-            let filling = from.write(vec![1; 32 << 20]);
+            let filling = from.write(vec![1; rounds(queue, 32 << 20)]);
             let waiting = from.write("waits");
             let reading = from.read(vec![0; 4]);
             queue.block_on(look_around()).unwrap();

@@ -72,6 +72,8 @@ fn nothing_was_written() {
 }
 
 on_each_kernel! {
+    not_simulated("sim_quarantine.rs does the same there"):
+
     fn reads_past_the_cache_may_be_in_flight_when_their_queue_ends(queue) {
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let temporary = TempFile::new(&noise(PART * PARTS));

@@ -40,6 +40,8 @@ fn fill(stream: &mut UnixStream) -> usize {
 }
 
 on_each_kernel! {
+    not_simulated("these are handles of Unix"):
+
     fn a_handle_is_ready_when_something_has_come(queue) {
         let (here, mut there) = UnixStream::pair().unwrap();
         let mut waiting = queue.ready(&here, Event::Read);
@@ -211,7 +213,7 @@ on_each_kernel! {
 
     /// A connect that was begun by other code, and how it ended.
     fn a_socket_that_connects_is_ready_when_it_has(queue) {
-        let (address, _guard) = silent_address();
+        let (address, _guard) = silent_address(queue);
         let socket = tcp_socket(queue, address).into_inner();
         each_kernel::set_nonblocking(&socket, true);
         let registered = queue.register(socket).unwrap();

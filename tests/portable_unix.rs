@@ -109,6 +109,8 @@ fn given(fd: i32) -> OwnedFd {
 }
 
 on_each_kernel! {
+    not_simulated("these are handles of Unix"):
+
     /// H5: by a name in the file system.
     fn a_socket_with_a_name_is_connected_and_accepted(queue) {
         let name = Name::new();
@@ -276,7 +278,7 @@ on_each_kernel! {
 
     /// What never blocks already behaves as the others, and stays as it was.
     fn handles_that_never_block_are_as_good_as_others(queue) {
-        for (name, from, to) in each_kernel::raw_ways() {
+        for (name, from, to) in each_kernel::raw_ways(queue) {
             set_nonblocking(&from, true);
             set_nonblocking(&to, true);
             let (from, to) = (queue.register(from).unwrap(), queue.register(to).unwrap());
@@ -297,7 +299,7 @@ on_each_kernel! {
             assert!(queue.block_on(waiting).unwrap().0.unwrap() > 0, "{name}");
             assert!(is_nonblocking(&from.into_inner()) && is_nonblocking(&to.into_inner()), "{name}");
         }
-        let (address, _guard) = each_kernel::silent_address();
+        let (address, _guard) = each_kernel::silent_address(queue);
         let socket = raw_socket(libc::AF_INET, libc::SOCK_STREAM);
         set_nonblocking(&socket, true);
         let socket = queue.register(socket).unwrap();
@@ -327,7 +329,7 @@ on_each_kernel! {
 
     /// Its owner gets a handle back that blocks, if it did before.
     fn handles_that_block_do_so_again_when_they_leave_the_queue(queue) {
-        for (name, from, to) in each_kernel::raw_ways() {
+        for (name, from, to) in each_kernel::raw_ways(queue) {
             let (from, to) = (queue.register(from).unwrap(), queue.register(to).unwrap());
             let early = to.read(vec![0; 8]);
             queue.block_on(write_full(&from, "data")).unwrap();
@@ -459,6 +461,8 @@ on_each_kernel! {
 
 #[cfg(target_os = "linux")]
 on_each_kernel! {
+    not_simulated("these are handles of Unix"):
+
     fn an_eventfd_is_read_and_written(queue) {
         for flags in [0, libc::EFD_NONBLOCK] {
             // SAFETY: takes numbers.

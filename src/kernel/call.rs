@@ -20,19 +20,9 @@ pub(crate) enum Call {
     /// Writes on from where the last one ended, or next on a stream.
     Write { at: *const u8, length: usize },
     /// Reads at a place in a file.
-    ReadAt {
-        at: *mut u8,
-        length: usize,
-        #[cfg_attr(not(unix), allow(dead_code, reason = "it stands in the OVERLAPPED"))]
-        offset: u64,
-    },
+    ReadAt { at: *mut u8, length: usize, offset: u64 },
     /// Writes at a place in a file.
-    WriteAt {
-        at: *const u8,
-        length: usize,
-        #[cfg_attr(not(unix), allow(dead_code, reason = "it stands in the OVERLAPPED"))]
-        offset: u64,
-    },
+    WriteAt { at: *const u8, length: usize, offset: u64 },
     /// As `Read`, into several buffers; or one in their place, where only one will do.
     ReadVectored { parts: *const IoPart, count: usize, gathered: *mut Vec<u8> },
     /// As `Write`, from several buffers; or one in their place, where only one will do.
@@ -169,9 +159,6 @@ pub(crate) enum Refusal {
     NoReadiness,
     /// Windows confuses two such waits on one socket.
     OneWait,
-    /// The simulation has no such call.
-    #[cfg(feature = "sim")]
-    Unsimulated,
 }
 
 impl From<Refusal> for io::Error {
@@ -191,8 +178,6 @@ impl From<Refusal> for io::Error {
                 "on Windows a socket takes one wait for readiness at a time, besides those of a \
                  connection for Read",
             ),
-            #[cfg(feature = "sim")]
-            Refusal::Unsimulated => (Unsupported, "the simulated Windows has no such operation"),
         };
         Self::new(kind, why)
     }

@@ -62,6 +62,7 @@ impl Machine {
         }
         let answer = act(&mut world);
         self.raise(world, failed_before);
+        self.changed.notify_all();
         answer
     }
 
@@ -71,6 +72,7 @@ impl Machine {
         let failed_before = world.failure.is_some();
         let answer = act(&mut world);
         self.raise(world, failed_before);
+        self.changed.notify_all();
         answer
     }
 
@@ -213,6 +215,8 @@ impl Nt for Simulated {
             }
         };
         self.0.raise(world, failed_before);
+        // What has happened meanwhile may be what others wait for.
+        self.0.changed.notify_all();
         match look {
             Look::Packets(count) => Ok(count),
             Look::TimedOut | Look::Stuck => Err(WAIT_TIMEOUT),

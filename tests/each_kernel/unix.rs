@@ -3,42 +3,24 @@
 use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use ioqueue::{Queue, Registered};
+use super::{Blocking, Of, unique};
 
-use super::{HalfWay, Way, unique};
+pub fn on_wine() -> bool {
+    false
+}
+
+impl<H: AsFd> AsFd for Of<H> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        (**self).as_fd()
+    }
+}
 
 /// What any stream's end is.
-pub type Stream = OwnedFd;
-/// What an accept gives.
-pub type Socket = OwnedFd;
-
-// ---------------------------------------------------------------------------------------------
-// In what systems are different
-
-/// Whether what was cancelled is the kernel's until it is looked at.
-pub const CANCELS_LATER: bool = true;
-
-/// Whether a shutdown of this side's reading ends a read that waits.
-pub const SHUTDOWN_ENDS_READS: bool = true;
-
-/// Whether the system tells a socket that nobody is where it has sent to.
-pub fn tells_of_absent_peers() -> bool {
-    true
-}
-
-/// Whether a handle that was unregistered can be registered again.
-pub fn handles_can_leave() -> bool {
-    true
-}
-
-/// Whether a stream of this name can be waited for without reading or writing.
-pub fn says_when_ready(_: &str) -> bool {
-    true
-}
+pub type RawStream = OwnedFd;
 
 // ---------------------------------------------------------------------------------------------
 // Streams
@@ -67,7 +49,7 @@ pub fn raw_tcp() -> (TcpStream, TcpStream) {
 }
 
 /// A pair of each kind of stream that can be written to at one end and read from at the other.
-pub fn raw_ways() -> Vec<(&'static str, Stream, Stream)> {
+pub fn raw_ways() -> Vec<(&'static str, RawStream, RawStream)> {
     let (client, server) = raw_tcp();
     let (one, other) = UnixStream::pair().unwrap();
     let (reader, writer) = raw_pipe();
@@ -78,79 +60,30 @@ pub fn raw_ways() -> Vec<(&'static str, Stream, Stream)> {
     ]
 }
 
-/// A stream of each kind, both ends on `queue`.
-pub fn ways(queue: &Queue) -> Vec<Way> {
-    let on_queue = |(name, from, to)| {
-        let (from, to) = (queue.register(from).unwrap(), queue.register(to).unwrap());
-        Way { name, from, to }
-    };
-    raw_ways().into_iter().map(on_queue).collect()
+/// Whether a stream of this name has two directions.
+pub fn goes_both_ways(name: &str) -> bool {
+    name != "pipe"
 }
 
-/// A stream of each kind in which both ends are read and written.
-pub fn two_ways(queue: &Queue) -> Vec<Way> {
-    ways(queue).into_iter().filter(|way| way.name != "pipe").collect()
-}
-
-/// A stream of each kind that is read by the queue.
-pub fn ways_in(queue: &Queue) -> Vec<HalfWay> {
-    let half = |(name, from, to)| HalfWay {
-        name,
-        ours: queue.register(to).unwrap(),
-        theirs: Box::new(File::from(from)),
+/// A stream of each kind: the end that is written to, for the queue, and the other for blocking calls, or
+/// the other way round.
+pub fn raw_half_ways(writes: bool) -> Vec<(&'static str, RawStream, Box<dyn Blocking>)> {
+    let half = |(name, from, to): (_, RawStream, RawStream)| {
+        let (ours, theirs) = if writes { (from, to) } else { (to, from) };
+        (name, ours, Box::new(File::from(theirs)) as Box<dyn Blocking>)
     };
     raw_ways().into_iter().map(half).collect()
 }
 
-/// A stream of each kind that is written by the queue.
-pub fn ways_out(queue: &Queue) -> Vec<HalfWay> {
-    let half = |(name, from, to)| HalfWay {
-        name,
-        ours: queue.register(from).unwrap(),
-        theirs: Box::new(File::from(to)),
-    };
-    raw_ways().into_iter().map(half).collect()
-}
-
-/// Both ends of a pipe: to read from, and to write to.
-pub fn pipe(queue: &Queue) -> (Registered<Stream>, Registered<Stream>) {
+/// A pipe with an end for the queue, which writes or reads, and the other for blocking calls.
+pub fn raw_half_pipe(writes: bool) -> (RawStream, Box<dyn Blocking>) {
     let (reader, writer) = raw_pipe();
-    (queue.register(reader).unwrap(), queue.register(writer).unwrap())
-}
-
-/// A pipe that the queue reads from.
-pub fn pipe_in(queue: &Queue) -> (Registered<Stream>, File) {
-    let (reader, writer) = raw_pipe();
-    (queue.register(reader).unwrap(), File::from(writer))
-}
-
-/// A pipe that the queue writes to.
-pub fn pipe_out(queue: &Queue) -> (Registered<Stream>, File) {
-    let (reader, writer) = raw_pipe();
-    (queue.register(writer).unwrap(), File::from(reader))
+    let (ours, theirs) = if writes { (writer, reader) } else { (reader, writer) };
+    (ours, Box::new(File::from(theirs)))
 }
 
 // ---------------------------------------------------------------------------------------------
 // Sockets
-
-/// Both ends of a TCP connection.
-pub fn tcp(queue: &Queue) -> (Registered<TcpStream>, Registered<TcpStream>) {
-    let (client, server) = raw_tcp();
-    (queue.register(client).unwrap(), queue.register(server).unwrap())
-}
-
-/// A TCP connection, and its end for blocking calls.
-pub fn tcp_to_host(queue: &Queue) -> (Registered<TcpStream>, TcpStream) {
-    let (client, server) = raw_tcp();
-    (queue.register(client).unwrap(), server)
-}
-
-/// A listening socket, and where it listens.
-pub fn listener(queue: &Queue) -> (Registered<TcpListener>, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    (queue.register(listener).unwrap(), address)
-}
 
 /// A socket, not connected.
 pub fn raw_socket(family: i32, of_type: i32) -> OwnedFd {
@@ -164,21 +97,8 @@ pub fn raw_socket(family: i32, of_type: i32) -> OwnedFd {
 }
 
 /// A TCP socket that can be connected to such an address.
-pub fn tcp_socket(queue: &Queue, to: SocketAddr) -> Registered<Socket> {
-    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    queue.register(raw_socket(family, libc::SOCK_STREAM)).unwrap()
-}
-
-/// An accepted or connected socket as the standard library's type.
-pub fn stream_of(socket: Socket) -> TcpStream {
-    TcpStream::from(socket)
-}
-
-/// A UDP socket, and its address.
-pub fn udp(queue: &Queue) -> (Registered<UdpSocket>, SocketAddr) {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let address = socket.local_addr().unwrap();
-    (queue.register(socket).unwrap(), address)
+pub fn raw_tcp_socket(to: SocketAddr) -> OwnedFd {
+    raw_socket(if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, libc::SOCK_STREAM)
 }
 
 /// Somewhere to connect to that does not answer for a long time. Keep the sockets.
@@ -336,8 +256,8 @@ impl Drop for TempFile {
 }
 
 /// A file with `contents`, which has no name any more.
-pub fn file(queue: &Queue, contents: &[u8]) -> Registered<File> {
-    queue.register(TempFile::new(contents).open()).unwrap()
+pub fn raw_file(contents: &[u8]) -> File {
+    TempFile::new(contents).open()
 }
 
 /// Throws what the system keeps of the file in memory away, as far as it does.

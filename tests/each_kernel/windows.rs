@@ -10,7 +10,7 @@ use std::os::windows::io::{
 use std::path::{Path, PathBuf};
 use std::ptr::null;
 
-use ioqueue::{AnyHandle, AsAnyHandle, IntoOwnedHandle, OwnedAnyHandle, Queue, Registered};
+use ioqueue::{AnyHandle, AsAnyHandle, IntoOwnedHandle, OwnedAnyHandle};
 use windows_sys::Win32::Foundation::INVALID_HANDLE_VALUE;
 use windows_sys::Win32::Networking::WinSock::{
     AF_INET, AF_INET6, FIONBIO, INVALID_SOCKET, LINGER, SO_LINGER, SO_RCVBUF, SO_SNDBUF,
@@ -20,18 +20,15 @@ use windows_sys::Win32::Networking::WinSock::{
 use windows_sys::Win32::Storage::FileSystem::{FILE_FLAG_OVERLAPPED, PIPE_ACCESS_DUPLEX};
 use windows_sys::Win32::System::Pipes::{CreateNamedPipeW, PIPE_READMODE_BYTE, PIPE_TYPE_BYTE};
 
-use super::{Blocking, HalfWay, Way, unique};
+use super::{Blocking, unique};
 
 /// What any stream's end is.
-pub enum Stream {
+pub enum RawStream {
     Socket(TcpStream),
     Pipe(File),
 }
 
-/// What an accept gives.
-pub type Socket = OwnedSocket;
-
-impl AsAnyHandle for Stream {
+impl AsAnyHandle for RawStream {
     fn as_any_handle(&self) -> AnyHandle<'_> {
         match self {
             Self::Socket(socket) => socket.as_any_handle(),
@@ -40,7 +37,7 @@ impl AsAnyHandle for Stream {
     }
 }
 
-impl IntoOwnedHandle for Stream {
+impl IntoOwnedHandle for RawStream {
     fn into_owned_handle(self) -> OwnedAnyHandle {
         match self {
             Self::Socket(socket) => socket.into_owned_handle(),
@@ -49,13 +46,13 @@ impl IntoOwnedHandle for Stream {
     }
 }
 
-impl std::fmt::Debug for Stream {
+impl std::fmt::Debug for RawStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Stream")
+        f.write_str("RawStream")
     }
 }
 
-impl Stream {
+impl RawStream {
     fn into_blocking(self) -> Box<dyn Blocking> {
         match self {
             Self::Socket(socket) => Box::new(socket),
@@ -64,34 +61,8 @@ impl Stream {
     }
 }
 
-// ---------------------------------------------------------------------------------------------
-// In what Windows is different
-
-/// Whether what was cancelled is the kernel's until it is looked at: here it may have ended at once.
-pub const CANCELS_LATER: bool = false;
-
-/// Whether the system tells a socket that nobody is where it has sent to. Wine does not.
-pub fn tells_of_absent_peers() -> bool {
-    !on_wine()
-}
-
-/// Whether a shutdown of this side's reading ends a read that waits.
-pub const SHUTDOWN_ENDS_READS: bool = false;
-
-/// Whether a handle that was unregistered can be registered again: since Windows 8.1, and not on Wine.
-pub fn handles_can_leave() -> bool {
-    let Ok(queue) = Queue::new() else { return false };
-    let (pipe, _client) = raw_pipe(0);
-    queue.register(queue.register(pipe).unwrap().into_inner()).is_ok()
-}
-
-/// Whether a stream of this name can be waited for without reading or writing.
-pub fn says_when_ready(name: &str) -> bool {
-    name == "TCP"
-}
-
 /// Wine's ntdll exports `wine_get_version`.
-fn on_wine() -> bool {
+pub fn on_wine() -> bool {
     use windows_sys::Win32::System::LibraryLoader::{GetModuleHandleA, GetProcAddress};
     // SAFETY: the names are ended by zeros; the module is always there.
     unsafe {
@@ -104,7 +75,7 @@ fn on_wine() -> bool {
 // Streams
 
 /// Both ends of a named pipe of bytes: the first overlapped, the second as `flags` say.
-fn raw_pipe(flags: u32) -> (File, File) {
+fn raw_pipe_with(flags: u32) -> (File, File) {
     let name = format!(r"\\.\pipe\ioqueue-portable-{}-{}", std::process::id(), unique());
     let wide: Vec<u16> = name.encode_utf16().chain([0]).collect();
     let mode = PIPE_TYPE_BYTE | PIPE_READMODE_BYTE;
@@ -130,98 +101,52 @@ pub fn raw_tcp() -> (TcpStream, TcpStream) {
 }
 
 /// A pair of each kind of stream that can be written to at one end and read from at the other.
-pub fn raw_ways() -> Vec<(&'static str, Stream, Stream)> {
-    let (server, client) = raw_pipe(FILE_FLAG_OVERLAPPED);
+pub fn raw_ways() -> Vec<(&'static str, RawStream, RawStream)> {
+    let (server, client) = raw_pipe_with(FILE_FLAG_OVERLAPPED);
     let mut ways = raw_ways_with(FILE_FLAG_OVERLAPPED);
-    ways.push(("pipe, from the client", Stream::Pipe(client), Stream::Pipe(server)));
+    ways.push(("pipe, from the client", RawStream::Pipe(client), RawStream::Pipe(server)));
     ways
 }
 
 /// The same, the second end opened with these flags where it is a pipe's.
-fn raw_ways_with(flags: u32) -> Vec<(&'static str, Stream, Stream)> {
+fn raw_ways_with(flags: u32) -> Vec<(&'static str, RawStream, RawStream)> {
     let (client, server) = raw_tcp();
-    let (pipe_server, pipe_client) = raw_pipe(flags);
+    let (pipe_server, pipe_client) = raw_pipe_with(flags);
     vec![
-        ("TCP", Stream::Socket(client), Stream::Socket(server)),
-        ("pipe", Stream::Pipe(pipe_server), Stream::Pipe(pipe_client)),
+        ("TCP", RawStream::Socket(client), RawStream::Socket(server)),
+        ("pipe", RawStream::Pipe(pipe_server), RawStream::Pipe(pipe_client)),
     ]
 }
 
-/// A stream of each kind, both ends on `queue`.
-pub fn ways(queue: &Queue) -> Vec<Way> {
-    let on_queue = |(name, from, to)| {
-        let (from, to) = (queue.register(from).unwrap(), queue.register(to).unwrap());
-        Way { name, from, to }
-    };
-    raw_ways().into_iter().map(on_queue).collect()
+/// Whether a stream of this name has two directions.
+pub fn goes_both_ways(_: &str) -> bool {
+    true
 }
 
-/// A stream of each kind in which both ends are read and written.
-pub fn two_ways(queue: &Queue) -> Vec<Way> {
-    ways(queue)
-}
-
-/// A stream of each kind that is read by the queue.
-pub fn ways_in(queue: &Queue) -> Vec<HalfWay> {
-    let half = |(name, ours, theirs): (_, _, Stream)| HalfWay {
-        name,
-        ours: queue.register(ours).unwrap(),
-        theirs: theirs.into_blocking(),
-    };
+/// A stream of each kind: an end for the queue, and the other for blocking calls.
+pub fn raw_half_ways(_: bool) -> Vec<(&'static str, RawStream, Box<dyn Blocking>)> {
+    let half =
+        |(name, ours, theirs): (_, RawStream, RawStream)| (name, ours, theirs.into_blocking());
     raw_ways_with(0).into_iter().map(half).collect()
 }
 
-/// A stream of each kind that is written by the queue.
-pub fn ways_out(queue: &Queue) -> Vec<HalfWay> {
-    ways_in(queue)
+/// Both ends of a pipe.
+pub fn raw_pipe() -> (RawStream, RawStream) {
+    let (server, client) = raw_pipe_with(FILE_FLAG_OVERLAPPED);
+    (RawStream::Pipe(server), RawStream::Pipe(client))
 }
 
-/// Both ends of a pipe: to read from, and to write to.
-pub fn pipe(queue: &Queue) -> (Registered<Stream>, Registered<Stream>) {
-    let (server, client) = raw_pipe(FILE_FLAG_OVERLAPPED);
-    let register = |end| queue.register(Stream::Pipe(end)).unwrap();
-    (register(server), register(client))
-}
-
-/// A pipe that the queue reads from.
-pub fn pipe_in(queue: &Queue) -> (Registered<Stream>, File) {
-    let (server, client) = raw_pipe(0);
-    (queue.register(Stream::Pipe(server)).unwrap(), client)
-}
-
-/// A pipe that the queue writes to.
-pub fn pipe_out(queue: &Queue) -> (Registered<Stream>, File) {
-    pipe_in(queue)
+/// A pipe with an end for the queue, and the other for blocking calls.
+pub fn raw_half_pipe(_: bool) -> (RawStream, Box<dyn Blocking>) {
+    let (server, client) = raw_pipe_with(0);
+    (RawStream::Pipe(server), Box::new(client))
 }
 
 // ---------------------------------------------------------------------------------------------
 // Sockets
 
-/// Both ends of a TCP connection.
-pub fn tcp(queue: &Queue) -> (Registered<TcpStream>, Registered<TcpStream>) {
-    let (client, server) = raw_tcp();
-    (queue.register(client).unwrap(), queue.register(server).unwrap())
-}
-
-/// A TCP connection, and its end for blocking calls.
-pub fn tcp_to_host(queue: &Queue) -> (Registered<TcpStream>, TcpStream) {
-    let (client, server) = raw_tcp();
-    (queue.register(client).unwrap(), server)
-}
-
-/// A listening socket, and where it listens.
-pub fn listener(queue: &Queue) -> (Registered<TcpListener>, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    (queue.register(listener).unwrap(), address)
-}
-
 /// A TCP socket that can be connected to such an address.
-pub fn tcp_socket(queue: &Queue, to: SocketAddr) -> Registered<Socket> {
-    queue.register(raw_tcp_socket(to)).unwrap()
-}
-
-fn raw_tcp_socket(to: SocketAddr) -> Socket {
+pub fn raw_tcp_socket(to: SocketAddr) -> OwnedSocket {
     let family = if to.is_ipv4() { AF_INET } else { AF_INET6 };
     let flags = WSA_FLAG_OVERLAPPED | WSA_FLAG_NO_HANDLE_INHERIT;
     // SAFETY: takes numbers; the socket that comes back is nobody's yet. Whoever has an address has used
@@ -231,18 +156,6 @@ fn raw_tcp_socket(to: SocketAddr) -> Socket {
         assert_ne!(socket, INVALID_SOCKET, "{}", io::Error::last_os_error());
         OwnedSocket::from_raw_socket(socket as _)
     }
-}
-
-/// An accepted or connected socket as the standard library's type.
-pub fn stream_of(socket: Socket) -> TcpStream {
-    TcpStream::from(socket)
-}
-
-/// A UDP socket, and its address.
-pub fn udp(queue: &Queue) -> (Registered<UdpSocket>, SocketAddr) {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let address = socket.local_addr().unwrap();
-    (queue.register(socket).unwrap(), address)
 }
 
 /// Somewhere to connect to that does not answer for a long time. Keep the sockets.
@@ -345,7 +258,7 @@ impl Drop for TempFile {
 }
 
 /// A file with `contents`, which is gone when it is closed.
-pub fn file(queue: &Queue, contents: &[u8]) -> Registered<File> {
+pub fn raw_file(contents: &[u8]) -> File {
     use windows_sys::Win32::Storage::FileSystem::FILE_FLAG_DELETE_ON_CLOSE;
     let temporary = TempFile::new(contents);
     let mut options = File::options();
@@ -353,7 +266,7 @@ pub fn file(queue: &Queue, contents: &[u8]) -> Registered<File> {
     options.custom_flags(FILE_FLAG_OVERLAPPED | FILE_FLAG_DELETE_ON_CLOSE);
     let file = options.open(&temporary.path).unwrap();
     std::mem::forget(temporary);
-    queue.register(file).unwrap()
+    file
 }
 
 /// What takes everything and keeps nothing.

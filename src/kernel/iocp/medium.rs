@@ -5,7 +5,9 @@
 
 use std::ptr::NonNull;
 
-use windows_sys::Win32::Foundation::{ERROR_NOT_ENOUGH_MEMORY, ERROR_SEEK_ON_DEVICE};
+use windows_sys::Win32::Foundation::{
+    ERROR_INVALID_PARAMETER, ERROR_NOT_ENOUGH_MEMORY, ERROR_SEEK_ON_DEVICE,
+};
 use windows_sys::Win32::Networking::WinSock::WSAENOTSOCK;
 use windows_sys::Win32::Storage::FileSystem::{FILE_TYPE_DISK, FILE_TYPE_PIPE};
 
@@ -74,6 +76,12 @@ impl Medium {
                 if !matches!(self, Self::File | Self::Device) =>
             {
                 Err(Outcome::from_error(ERROR_SEEK_ON_DEVICE))
+            }
+            // Windows has offsets with a sign, and takes the last of those below zero for the end of the file.
+            Call::ReadAt { offset, .. } | Call::WriteAt { offset, .. }
+                if offset > i64::MAX as u64 =>
+            {
+                Err(Outcome::from_error(ERROR_INVALID_PARAMETER))
             }
             Call::Receive { .. }
             | Call::Send { .. }

@@ -2,16 +2,18 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{io, thread};
 
 use windows_sys::Win32::Foundation::ERROR_INVALID_PARAMETER;
+use windows_sys::Win32::Networking::WinSock::WSAEAFNOSUPPORT;
 use windows_sys::Win32::System::IO::OVERLAPPED;
 use windows_sys::Win32::System::WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS;
 
-use super::memory::{Block, Header, Part, Range};
+use super::memory::{AddressPlace, Block, Header, Part, Range};
 use super::plan::{End, Faults, Kind, Plan, Traits};
 use super::world::{Answer, Call, World};
 use super::{Machine, Simulated};
@@ -19,10 +21,11 @@ use crate::Queue;
 use crate::error::NtStatus;
 use crate::handle::{AnyHandle, AsAnyHandle, HandleId, HandleKind, RawHandle};
 use crate::iocp::{Outcome, Wait};
+#[cfg(unix)]
 use crate::kernel::call::Refusal;
 use crate::kernel::iocp::CompletionPort;
 use crate::kernel::{self, Kernel};
-use crate::op::{IoPart, part_of};
+use crate::op::{Accepted, Datagram, IoPart, part_of};
 
 thread_local! {
     /// Somebody tries one seed after the other, and says which failed.
@@ -89,7 +92,7 @@ impl Sim {
 
     fn open_with(&self, kind: Kind, traits: Traits, contents: Vec<u8>) -> SimHandle {
         let value = self.machine.ask(|world| world.open(kind, traits, contents));
-        SimHandle { machine: Arc::clone(&self.machine), value, kind, open: true }
+        SimHandle::new(&self.machine, value, kind)
     }
 
     /// A file on disk with these contents.
@@ -112,6 +115,48 @@ impl Sim {
     /// Both ends of a connected stream socket.
     pub fn socket(&self) -> (SimHandle, SimHandle) {
         self.pair(Kind::Socket)
+    }
+
+    /// A stream socket that is not connected, for [`connect`](crate::Registered::connect).
+    pub fn unconnected(&self) -> SimHandle {
+        let value = self.machine.ask(World::open_unconnected);
+        SimHandle::new(&self.machine, value, Kind::Socket)
+    }
+
+    /// A stream socket that listens in the simulated network, and where.
+    pub fn listener(&self) -> (SimHandle, SocketAddr) {
+        let (value, address) = self.machine.ask(World::open_listener);
+        (SimHandle::new(&self.machine, value, Kind::Socket), address)
+    }
+
+    /// A socket for datagrams in the simulated network, and where it is.
+    pub fn datagrams(&self) -> (SimHandle, SocketAddr) {
+        let (value, address) = self.machine.ask(World::open_datagrams);
+        (SimHandle::new(&self.machine, value, Kind::Datagram), address)
+    }
+
+    /// As [`datagrams`](Self::datagrams), at an address that was left.
+    ///
+    /// # Panics
+    /// When somebody has it.
+    pub fn datagrams_at(&self, address: SocketAddr) -> SimHandle {
+        let value = self.machine.ask(|world| world.open_datagrams_at(address));
+        SimHandle::new(&self.machine, value.expect("an address that nobody has"), Kind::Datagram)
+    }
+
+    /// Makes closing a connection's socket a reset instead of an end (`SO_LINGER` of no time).
+    pub fn reset_when_closed(&self, socket: &(impl AsAnyHandle + ?Sized)) {
+        let value = value(socket);
+        self.machine.ask(|world| world.reset_when_closed(value));
+    }
+
+    /// Opens a file once more: another file object, with modes, a port and a position of its own.
+    ///
+    /// # Panics
+    /// When `file` is not open.
+    pub fn reopen(&self, file: &SimHandle) -> SimHandle {
+        let value = self.machine.ask(|world| world.reopen(file.value)).expect("an open file");
+        SimHandle::new(&self.machine, value, file.kind)
     }
 
     /// A device, for operations of any kind.
@@ -481,18 +526,32 @@ pub struct SimHandle {
 }
 
 impl SimHandle {
+    fn new(machine: &Arc<Machine>, value: usize, kind: Kind) -> Self {
+        Self { machine: Arc::clone(machine), value, kind, open: true }
+    }
+
     /// Another handle of the same file object, as `DuplicateHandle` makes it.
     ///
     /// # Panics
     /// When the handle was closed by its value.
     pub fn duplicate(&self) -> Self {
         let value = self.machine.ask(|world| world.duplicate(self.value)).expect("an open handle");
-        Self { machine: Arc::clone(&self.machine), value, kind: self.kind, open: true }
+        Self::new(&self.machine, value, self.kind)
     }
 
     /// The handle's value.
     pub fn id(&self) -> HandleId {
         HandleId::new(self.raw())
+    }
+
+    /// Where a socket is in the simulated network, if it is bound.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.machine.ask(|world| world.addresses(self.value)).0
+    }
+
+    /// Who is at the other side of a socket that is connected in the simulated network.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.machine.ask(|world| world.addresses(self.value)).1
     }
 
     fn raw(&self) -> RawHandle {
@@ -548,32 +607,35 @@ unsafe fn start(
     overlapped: *mut OVERLAPPED,
 ) -> Outcome {
     // SAFETY: passed on.
-    unsafe { start_with(machine, call, handle, vec![(buffer, length)], overlapped) }
+    unsafe { start_with(machine, call, handle, vec![(buffer, length)], None, overlapped) }
 }
 
 /// Starts an operation.
 ///
 /// # Safety
-/// As [`Sim::read_file`], for each part.
+/// As [`Sim::read_file`], for each part, and for those of the address.
 unsafe fn start_with(
     machine: &Machine,
     call: Call,
     handle: RawHandle,
     parts: Vec<Part>,
+    address: Option<AddressPlace>,
     overlapped: *mut OVERLAPPED,
 ) -> Outcome {
     if overlapped.is_null() {
         // `ReadFile`: with FILE_FLAG_OVERLAPPED, lpOverlapped must point to an OVERLAPPED.
         return Outcome::from_error(ERROR_INVALID_PARAMETER);
     }
-    let writes = call != Call::Write;
+    let writes = !call.writes();
     machine.enter(|world| {
-        let ranges: Vec<Range> = parts.iter().map(|&part| Range::of(part)).collect();
+        let all = parts.iter().chain(address.iter().flatten());
+        let ranges: Vec<Range> = all.map(|&part| Range::of(part)).collect();
         world.look_for_reuse(overlapped.addr(), &ranges, writes);
     });
     // SAFETY: the caller's promise, which holds until the operation has ended; that is when both are
     // dropped, or (where it never ends) the memory is never given back.
-    let (header, block) = unsafe { (Header::take(overlapped), Block::take(parts, writes)) };
+    let (header, block) =
+        unsafe { (Header::take(overlapped), Block::take(parts, address, writes)) };
     match machine.enter(|world| world.start(call, handle.addr(), header, block)) {
         Answer::Finished => Outcome::FINISHED,
         Answer::Pending => Outcome::PENDING,
@@ -586,12 +648,13 @@ unsafe fn start_with(
 /// # Safety
 /// As [`Sim::read_file`], for what `call` points to.
 pub(super) unsafe fn start_portable(
-    machine: &Machine,
+    machine: &Arc<Machine>,
     handle: RawHandle,
     call: kernel::call::Call,
     overlapped: *mut OVERLAPPED,
 ) -> Outcome {
     use kernel::call::Call as Portable;
+    let mut address = None;
     let (call, parts) = match call {
         Portable::Read { at, length }
         | Portable::ReadAt { at, length, .. }
@@ -613,10 +676,49 @@ pub(super) unsafe fn start_portable(
         }
         // What was written is on the disk.
         Portable::Sync { .. } => return Outcome::FINISHED_SILENTLY,
-        _ => return Outcome::refused(Refusal::Unsimulated),
+        Portable::ReceiveFrom { datagram } => {
+            // SAFETY: valid, and the operation's until its end.
+            let (part, place) = unsafe { Datagram::places(datagram) };
+            address = Some(place);
+            (Call::Read, vec![part])
+        }
+        Portable::SendTo { datagram } => {
+            // SAFETY: as above; it is not written to.
+            let (part, to) = unsafe { (Datagram::places(datagram).0, Datagram::to(datagram)) };
+            match to {
+                Some(to) => (Call::SendTo(to), vec![part]),
+                None => return Outcome::from_error(WSAEAFNOSUPPORT as u32),
+            }
+        }
+        Portable::Accept { accepted } => {
+            let socket =
+                SimHandle::new(machine, machine.ask(World::open_unconnected), Kind::Socket);
+            let call = Call::Accept { socket: socket.value };
+            // SAFETY: as above.
+            address = Some(unsafe { Accepted::places(accepted, socket.into()) });
+            (call, Vec::new())
+        }
+        Portable::Connect { peer } => {
+            // SAFETY: valid, and nobody writes to it.
+            let Some(to) = (unsafe { (*peer).ip() }) else {
+                return Outcome::from_error(WSAEAFNOSUPPORT as u32);
+            };
+            let protocol = machine.ask(|world| world.socket_protocol(handle.addr()));
+            if protocol.is_some_and(|protocol| protocol.datagrams) {
+                return match machine.enter(|world| world.connect_datagrams(handle.addr(), to)) {
+                    Ok(()) => Outcome::FINISHED_SILENTLY,
+                    Err(code) => Outcome::from_error(code),
+                };
+            }
+            (Call::Connect(to), Vec::new())
+        }
+        Portable::Ready { event, .. } => (Call::Poll(event), Vec::new()),
+        Portable::Close { .. } => unreachable!("a close is no call on a registered handle"),
+        #[cfg(unix)]
+        Portable::Overlapped => return Outcome::refused(Refusal::NoOverlapped),
     };
     // SAFETY: passed on.
-    unsafe { start_with(machine, call, handle, parts, overlapped) }
+    unsafe { start_with(machine, call, handle, parts, address, overlapped) }
 }
 
 /// # Safety

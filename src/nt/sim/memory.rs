@@ -3,6 +3,7 @@
 //! It remembers what it wrote there. Whoever else writes, frees and reuses, or resets such memory
 //! is found out the next time it looks; under AddressSanitizer, at once.
 
+use std::net::SocketAddr;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +12,7 @@ use windows_sys::Win32::Foundation::STATUS_PENDING;
 use windows_sys::Win32::System::IO::OVERLAPPED;
 
 use super::random::Random;
+use crate::address::SocketAddress;
 
 /// The low 32 bits of `Internal` are the status. What is above them is rubbish on a real system.
 const STATUS_BITS: usize = 0xFFFF_FFFF;
@@ -20,11 +22,16 @@ pub(super) struct Block {
     parts: Vec<Part>,
     /// What stands there.
     shadow: Vec<u8>,
+    /// How many of the bytes, at the end, are an address and its length.
+    address: usize,
     writable: bool,
 }
 
 /// Where a buffer is, and how long.
 pub(super) type Part = (*mut u8, usize);
+
+/// Where the bytes of an address are to be written, and their number.
+pub(super) type AddressPlace = [Part; 2];
 
 // SAFETY: the memory is the kernel's alone for as long as the block exists (see `Block::take`), so
 // it does not matter on which thread it is touched.
@@ -32,9 +39,15 @@ unsafe impl Send for Block {}
 
 impl Block {
     /// # Safety
-    /// The parts may be read (and where `writable`, written) until the block is dropped, and nobody else
-    /// writes there (where `writable`, nor reads) until then.
-    pub(super) unsafe fn take(parts: Vec<Part>, writable: bool) -> Self {
+    /// The parts, and those of `address`, may be read (and where `writable`, written) until the block is
+    /// dropped, and nobody else writes there (where `writable`, nor reads) until then.
+    pub(super) unsafe fn take(
+        mut parts: Vec<Part>,
+        address: Option<AddressPlace>,
+        writable: bool,
+    ) -> Self {
+        let data: usize = parts.iter().map(|&(_, length)| length).sum();
+        parts.extend(address.into_iter().flatten());
         // What is to be filled need not be initialised.
         let shadow = if writable {
             vec![0; parts.iter().map(|&(_, length)| length).sum()]
@@ -42,11 +55,13 @@ impl Block {
             // SAFETY: readable, as the caller says.
             unsafe { read(&parts) }
         };
-        Self { parts, shadow, writable }
+        let address = shadow.len() - data;
+        Self { parts, shadow, address, writable }
     }
 
+    /// How much data it holds.
     pub(super) fn length(&self) -> usize {
-        self.shadow.len()
+        self.shadow.len() - self.address
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -69,6 +84,19 @@ impl Block {
             self.shadow[..bytes.len()].copy_from_slice(bytes);
             self.store();
         }
+    }
+
+    /// Writes an address where one is wanted.
+    pub(super) fn fill_address(&mut self, address: Option<SocketAddr>) {
+        if self.address == 0 {
+            return;
+        }
+        let address = address.map_or(SocketAddress::NONE, SocketAddress::from);
+        let at = self.length();
+        let (bytes, length) = self.shadow[at..].split_at_mut(address.bytes.len());
+        bytes.copy_from_slice(&address.bytes);
+        length.copy_from_slice(&address.length.to_ne_bytes());
+        self.store();
     }
 
     fn store(&self) {

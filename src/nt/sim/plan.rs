@@ -259,6 +259,9 @@ pub struct Faults {
     /// How many packets that were posted a port holds: to a full one none can be posted (pitfall 15).
     /// For those of operations there is always room.
     pub room_for_posts: usize,
+    /// How many bytes a stream between two simulated ends keeps that nobody has read: what is written
+    /// beyond that waits. Without a limit writes end at any time, in any order; with one, in theirs.
+    pub room_for_bytes: usize,
     /// A packet turns up that is not the queue's: null, random, stale, forged, or a job's.
     pub foreign: f64,
 }
@@ -292,6 +295,7 @@ impl Default for Faults {
             small_batches: 0.3,
             post_fails: 0.05,
             room_for_posts: usize::MAX,
+            room_for_bytes: usize::MAX,
             foreign: 0.02,
         }
     }
@@ -327,6 +331,7 @@ impl Faults {
             small_batches: 0.0,
             post_fails: 0.0,
             room_for_posts: usize::MAX,
+            room_for_bytes: usize::MAX,
             foreign: 0.0,
         }
     }
@@ -366,7 +371,7 @@ impl Faults {
 }
 
 /// What kind of thing a handle is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Kind {
     /// A disk file: reads and writes at offsets, never waiting for anybody.

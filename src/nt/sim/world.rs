@@ -3,8 +3,11 @@
 //! Each rule that is not plain from the call's own documentation names its source. "Measured" means
 //! under Wine, where Wine is known to do as Windows does.
 
+mod network;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Write};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use windows_sys::Wdk::Storage::FileSystem::FILE_SYNCHRONOUS_IO_NONALERT;
@@ -18,17 +21,19 @@ use windows_sys::Win32::Storage::FileSystem::{
 use windows_sys::Win32::System::IO::OVERLAPPED;
 use windows_sys::Win32::System::WindowsProgramming::FILE_SKIP_COMPLETION_PORT_ON_SUCCESS;
 
+use self::network::Network;
 use super::super::{NtStatusCode, SocketProtocol, Win32Error};
 use super::disk::{Contents, Full};
 use super::memory::{Block, Header, Range};
 use super::plan::{End, Faults, Kind, OnCancel, Plan, Start, StatusWord, Traits};
 use super::random::Random;
 use crate::error::NtStatus;
-use crate::op::Shutdown;
+use crate::op::{self, Shutdown};
 
 /// A number that names one operation of a simulation, in the order they were started.
 pub(super) type OperationId = u64;
 type ObjectId = usize;
+type FileId = usize;
 pub(super) type PortId = usize;
 
 /// A wait that ends a clock tick late.
@@ -53,10 +58,10 @@ struct Object {
     port: Option<(PortId, usize)>,
     handles: usize,
     plans: VecDeque<Plan>,
-    /// A file's bytes.
-    contents: Contents,
+    /// A file's bytes, which other file objects may share.
+    contents: FileId,
     /// What a stream's reads will find: messages, or pieces of no meaning.
-    incoming: VecDeque<Vec<u8>>,
+    incoming: VecDeque<Piece>,
     /// What was written where no simulated other side reads.
     outgoing: Vec<u8>,
     peer: Option<ObjectId>,
@@ -66,25 +71,40 @@ struct Object {
     ended: bool,
     /// This side has said that it reads no more, and that it writes no more.
     shut: (bool, bool),
+    /// What a socket is in the network.
+    place: network::Place,
+}
+
+/// What came on a stream at once.
+struct Piece {
+    bytes: Vec<u8>,
+    /// Who sent it: of datagrams from the network.
+    from: Option<SocketAddr>,
 }
 
 impl Object {
     /// Takes up to `most` bytes of what has come: of one message, or of a stream whose pieces mean
     /// nothing ("Named Pipe Type, Read, and Wait Modes"; `recv`).
-    fn receive(&mut self, most: usize) -> Vec<u8> {
-        let mut found = Vec::new();
+    fn receive(&mut self, most: usize) -> Piece {
+        let mut found = Piece { bytes: Vec::new(), from: None };
         while let Some(mut piece) = self.incoming.pop_front() {
-            let rest = piece.split_off(piece.len().min(most - found.len()));
-            found.append(&mut piece);
+            let rest = piece.bytes.split_off(piece.bytes.len().min(most - found.bytes.len()));
+            found.bytes.append(&mut piece.bytes);
+            found.from = piece.from;
             // The rest of a datagram is lost (`recvfrom`), of a pipe's message read next (`ReadFile`).
             if !rest.is_empty() && self.kind != Kind::Datagram {
-                self.incoming.push_front(rest);
+                self.incoming.push_front(Piece { bytes: rest, ..piece });
             }
-            if self.kind.has_messages() || found.len() == most {
+            if self.kind.has_messages() || found.bytes.len() == most {
                 break;
             }
         }
         found
+    }
+
+    /// How many bytes have come that nobody has read.
+    fn unread(&self) -> usize {
+        self.incoming.iter().map(|piece| piece.bytes.len()).sum()
     }
 }
 
@@ -95,6 +115,32 @@ pub(super) enum Call {
     Write,
     /// Anything else: what it does is the device's business.
     Control,
+    /// `WSASendTo`.
+    SendTo(SocketAddr),
+    /// `AcceptEx`, into the socket with this handle value.
+    Accept {
+        socket: usize,
+    },
+    /// `ConnectEx`.
+    Connect(SocketAddr),
+    /// `IOCTL_AFD_POLL`, with one event that is wanted besides those that always are.
+    Poll(op::Event),
+}
+
+impl Call {
+    pub(super) fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::SendTo(_))
+    }
+}
+
+/// What an operation may have to wait for. Within each of them but events the oldest operation of a file
+/// object is served first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    Data,
+    Room,
+    Connection,
+    Event,
 }
 
 struct Operation {
@@ -105,6 +151,8 @@ struct Operation {
     plan: Plan,
     /// It is planned to happen later; `false` while it waits for data, for `complete`, for ever.
     scheduled: bool,
+    /// How much of a write has found room so far.
+    moved: usize,
     cancelled: bool,
     ending: Option<Ending>,
     /// The status word is final: the memory is not the kernel's any more.
@@ -218,6 +266,8 @@ pub(super) struct World {
     /// Values to be given out again, the last closed last.
     closed: Vec<usize>,
     objects: Vec<Object>,
+    files: Vec<Contents>,
+    network: Network,
     ports: Vec<PortState>,
     operations: BTreeMap<OperationId, Operation>,
     endings: Vec<Option<Ending>>,
@@ -251,6 +301,8 @@ impl World {
             handles: vec![None],
             closed: Vec::new(),
             objects: Vec::new(),
+            files: Vec::new(),
+            network: Network::default(),
             ports: Vec::new(),
             operations: BTreeMap::new(),
             endings: Vec::new(),
@@ -402,11 +454,14 @@ impl World {
         match event {
             Event::Packet { port, key } => self.queue(id, port, key),
             _ if operation.ending.is_some() => {}
-            Event::End => {
-                if let Some(ending) = self.conclude(id) {
-                    self.end(id, ending);
+            Event::End => match self.conclude(id) {
+                Some(ending) => self.end(id, ending),
+                // What it waits for is gone again, or was not enough.
+                None if self.operations[&id].cancelled => {
+                    self.abort(id, win::STATUS_CANCELLED, false);
                 }
-            }
+                None => self.operations.get_mut(&id).expect("found").scheduled = false,
+            },
             Event::Abort { halfway } => self.abort(id, win::STATUS_CANCELLED, halfway),
             Event::Close(status) => self.abort(id, status, false),
         }
@@ -415,7 +470,23 @@ impl World {
     // -- handles -----------------------------------------------------------------------------
 
     pub(super) fn open(&mut self, kind: Kind, traits: Traits, contents: Vec<u8>) -> usize {
+        self.files.push(Contents::new(&contents));
+        self.open_object(kind, traits, self.files.len() - 1)
+    }
+
+    /// Opens a file once more (`CreateFile`): another file object.
+    pub(super) fn reopen(&mut self, handle: usize) -> Option<usize> {
+        let Object { kind, contents, .. } = self.objects[self.object(handle)?];
+        Some(self.open_object(kind, Traits::default(), contents))
+    }
+
+    fn open_object(&mut self, kind: Kind, traits: Traits, contents: FileId) -> usize {
         self.intervene();
+        let object = self.new_object(kind, traits, contents);
+        self.give_handle(object)
+    }
+
+    fn new_object(&mut self, kind: Kind, traits: Traits, contents: FileId) -> ObjectId {
         let ignores_skip = self.random.chance(self.faults.ignores_skip);
         let denies_queries = self.random.chance(self.faults.denies_queries);
         self.objects.push(Object {
@@ -427,7 +498,7 @@ impl World {
             port: None,
             handles: 0,
             plans: VecDeque::new(),
-            contents: Contents::new(&contents),
+            contents,
             incoming: VecDeque::new(),
             outgoing: Vec::new(),
             peer: None,
@@ -435,8 +506,9 @@ impl World {
             reset: false,
             ended: false,
             shut: (false, false),
+            place: network::Place::default(),
         });
-        self.give_handle(self.objects.len() - 1)
+        self.objects.len() - 1
     }
 
     pub(super) fn connect(&mut self, one: usize, other: usize) {
@@ -509,9 +581,10 @@ impl World {
             }
         }
         self.happen();
+        self.leave_network(object);
         if let Some(peer) = self.objects[object].peer {
             self.objects[peer].hung_up = true;
-            self.wake_readers(peer);
+            self.wake(peer);
         }
         true
     }
@@ -858,8 +931,13 @@ impl World {
             let kind = self.objects[operation.object].kind;
             let why = match operation.plan.start {
                 Start::Never => "never ends",
-                _ if operation.call == Call::Read && kind.is_stream() => "waits for data",
-                _ => "waits for `complete`",
+                _ => match self.waits(operation) {
+                    Some(Waits::Data) => "waits for data",
+                    Some(Waits::Room) => "waits for room",
+                    Some(Waits::Connection) => "waits for a connection",
+                    Some(Waits::Event) => "waits for an event",
+                    None => "waits for `complete`",
+                },
             };
             let _ = write!(text, "\n  operation {id}: {:?} on a {kind:?} {why}", operation.call);
         }
@@ -884,7 +962,7 @@ impl World {
         *shut = (shut.0 | reads, shut.1 | writes);
         if reads {
             self.objects[object].ended = true;
-            self.wake_readers(object);
+            self.wake(object);
         }
         self.end_stream(object);
         Ok(())
@@ -892,13 +970,13 @@ impl World {
 
     /// Tells the other side that this one has sent its last, once it has.
     fn end_stream(&mut self, object: ObjectId) {
-        let sends = |id: &OperationId| self.operations[id].call == Call::Write;
+        let sends = |id: &OperationId| self.operations[id].call.writes();
         if !self.objects[object].shut.1 || self.pending_on(object).iter().any(sends) {
             return;
         }
         if let Some(peer) = self.objects[object].peer {
             self.objects[peer].ended = true;
-            self.wake_readers(peer);
+            self.wake(peer);
         }
     }
 
@@ -939,12 +1017,18 @@ impl World {
             return Answer::Failed(win::ERROR_INVALID_PARAMETER);
         }
         let (reads_no_more, writes_no_more) = self.objects[object].shut;
-        if call == Call::Read && reads_no_more || call == Call::Write && writes_no_more {
+        if call == Call::Read && reads_no_more || call.writes() && writes_no_more {
             return Answer::Failed(WSAESHUTDOWN as u32);
         }
+        if let Err(code) = self.may_start(object, call, block.length()) {
+            return Answer::Failed(code as u32);
+        }
+        // On a stream the address says nothing (`WSASendTo`).
+        let is_stream = self.objects[object].kind == Kind::Socket;
+        let call = if is_stream && call.writes() { Call::Write } else { call };
         let plan = match self.objects[object].plans.pop_front() {
             Some(plan) => plan,
-            None => self.draw_plan(object, call),
+            None => Self::plan_unanswered(call).unwrap_or_else(|| self.draw_plan(object, call)),
         };
         if let Start::Fails(code) = plan.start {
             // An error at once leaves the status block as it was, or as the driver left it: nothing
@@ -969,6 +1053,7 @@ impl World {
             block,
             plan,
             scheduled: false,
+            moved: 0,
             cancelled: false,
             ending: None,
             released: false,
@@ -980,8 +1065,8 @@ impl World {
                 return answer;
             }
         }
-        if self.needs_data(id) {
-            self.wake_readers(object);
+        if self.waits(&self.operations[&id]).is_some() {
+            self.wake(object);
         } else if let Start::Pends(Some(time)) = start {
             self.schedule_end(id, time);
         } else if start == Start::AtOnce {
@@ -1032,40 +1117,83 @@ impl World {
         })
     }
 
-    /// Whether a read has to wait for the other side.
-    fn needs_data(&self, id: OperationId) -> bool {
-        let operation = &self.operations[&id];
-        let plan = &operation.plan;
-        operation.call == Call::Read
-            && self.objects[operation.object].kind.is_stream()
-            && !plan.is_ending()
-            && plan.start != Start::Never
-            && plan.start != Start::Pends(None)
+    /// What an operation has to wait for: something that others do.
+    fn waits(&self, operation: &Operation) -> Option<Waits> {
+        let (plan, object) = (&operation.plan, &self.objects[operation.object]);
+        if plan.is_ending() || matches!(plan.start, Start::Never | Start::Pends(None)) {
+            return None;
+        }
+        match operation.call {
+            Call::Read if object.kind.is_stream() => Some(Waits::Data),
+            Call::Write if self.has_limit(object) => Some(Waits::Room),
+            Call::Accept { .. } => Some(Waits::Connection),
+            Call::Poll(_) => Some(Waits::Event),
+            _ => None,
+        }
+    }
+
+    /// Whether what an operation waits for is there.
+    fn is_there(&self, operation: &Operation) -> bool {
+        let object = &self.objects[operation.object];
+        match (self.waits(operation), operation.call) {
+            (Some(Waits::Data), _) => self.has_news(operation.object),
+            (Some(Waits::Room), _) => {
+                self.room(object) > 0 || operation.block.length() == 0 || self.is_deaf(object)
+            }
+            (Some(Waits::Connection), _) => object.place.has_connections(),
+            (_, Call::Poll(event)) => self.seen(operation.object, event) != 0,
+            _ => true,
+        }
     }
 
     fn has_news(&self, object: ObjectId) -> bool {
         let object = &self.objects[object];
-        !object.incoming.is_empty() || object.hung_up || object.reset || object.ended
+        let found = !object.incoming.is_empty() || object.place.told_unreachable();
+        found || object.hung_up || object.reset || object.ended
     }
 
-    /// The oldest read of a stream gets what is there: reads end in the order they were started
+    /// Whether what is written to a stream waits until there is room for it.
+    fn has_limit(&self, object: &Object) -> bool {
+        let keeps = object.kind.may_write_less() && object.peer.is_some();
+        keeps && self.faults.room_for_bytes != usize::MAX
+    }
+
+    /// How many bytes the other side of a stream would take.
+    fn room(&self, object: &Object) -> usize {
+        let Some(peer) = object.peer.filter(|_| self.has_limit(object)) else { return usize::MAX };
+        self.faults.room_for_bytes.saturating_sub(self.objects[peer].unread())
+    }
+
+    /// Nobody reads any more what is written to a stream.
+    fn is_deaf(&self, object: &Object) -> bool {
+        object.hung_up || object.reset
+    }
+
+    /// The oldest operation of each kind gets what is there: reads end in the order they were started
     /// ("Overlapped I/O and Event Objects" for sockets; measured for both).
-    fn wake_readers(&mut self, object: ObjectId) {
-        if !self.has_news(object) {
-            return;
+    fn wake(&mut self, object: ObjectId) {
+        let (mut served, mut woken) = (Vec::new(), Vec::new());
+        for (&id, operation) in &self.operations {
+            if operation.object != object || operation.ending.is_some() {
+                continue;
+            }
+            let Some(waits) = self.waits(operation) else { continue };
+            if served.contains(&waits) {
+                continue;
+            }
+            if waits != Waits::Event {
+                served.push(waits);
+            }
+            if !operation.scheduled && self.is_there(operation) {
+                woken.push((id, operation.plan.start));
+            }
         }
-        let first = self.operations.iter().find(|&(&id, operation)| {
-            operation.object == object && operation.ending.is_none() && self.needs_data(id)
-        });
-        let Some((&id, operation)) = first else { return };
-        if operation.scheduled {
-            return;
+        for (id, start) in woken {
+            self.schedule_end(
+                id,
+                if let Start::Pends(Some(time)) = start { time } else { Duration::ZERO },
+            );
         }
-        let time = match operation.plan.start {
-            Start::Pends(Some(time)) => time,
-            _ => Duration::ZERO,
-        };
-        self.schedule_end(id, time);
     }
 
     fn draw_plan(&mut self, object: ObjectId, call: Call) -> Plan {
@@ -1097,9 +1225,11 @@ impl World {
     /// Ends the operation in the call that starts it. `None` where it has to pend after all.
     fn end_at_once(&mut self, id: OperationId) -> Option<Answer> {
         let object = self.operations[&id].object;
-        if self.needs_data(id) {
-            let first = self.pending_on(object).into_iter().find(|&other| self.needs_data(other));
-            if first != Some(id) || !self.has_news(object) {
+        if let Some(waits) = self.waits(&self.operations[&id]) {
+            let same = |other: &OperationId| self.waits(&self.operations[other]) == Some(waits);
+            let first = self.pending_on(object).into_iter().find(same);
+            let has_turn = waits == Waits::Event || first == Some(id);
+            if !has_turn || !self.is_there(&self.operations[&id]) {
                 return None;
             }
         }
@@ -1160,11 +1290,15 @@ impl World {
         if operation.plan.is_ending() {
             return Some(self.conclude_planned(id));
         }
-        Some(match operation.call {
-            Call::Read => self.conclude_read(id),
+        match operation.call {
+            Call::Read => Some(self.conclude_read(id)),
             Call::Write => self.conclude_write(id),
-            Call::Control => self.conclude_any(id),
-        })
+            Call::Control => Some(self.conclude_any(id)),
+            Call::SendTo(to) => Some(self.conclude_send_to(id, to)),
+            Call::Accept { socket } => self.conclude_accept(id, socket),
+            Call::Connect(to) => Some(self.conclude_connect(id, to)),
+            Call::Poll(event) => self.conclude_poll(id, event),
+        }
     }
 
     /// As the plan says. What it says was moved is moved, as far as there is something to move.
@@ -1191,7 +1325,7 @@ impl World {
                     return Ending { status: win::STATUS_DISK_FULL, bytes: 0 };
                 }
             }
-            (Call::Control, None) => {}
+            (_, None) => {}
         }
         Ending { status: status.0, bytes: bytes as u32 }
     }
@@ -1199,7 +1333,7 @@ impl World {
     fn conclude_any(&mut self, id: OperationId) -> Ending {
         let operation = &self.operations[&id];
         let (call, length) = (operation.call, operation.block.length());
-        let rate = if call == Call::Write { self.faults.short_writes } else { self.faults.short };
+        let rate = if call.writes() { self.faults.short_writes } else { self.faults.short };
         let bytes = self.draw_length(length, rate);
         Ending { status: win::STATUS_SUCCESS, bytes: bytes as u32 }
     }
@@ -1228,9 +1362,12 @@ impl World {
         if !kind.is_stream() {
             return self.conclude_any(id);
         }
-        let Some(first) = object.incoming.front().map(Vec::len) else {
+        let Some(first) = object.incoming.front().map(|piece| piece.bytes.len()) else {
+            let is_reset = object.reset;
             return ended(
-                if object.reset {
+                if self.objects[index].place.take_unreachable() {
+                    win::STATUS_PORT_UNREACHABLE
+                } else if is_reset {
                     win::STATUS_CONNECTION_RESET
                 } else if kind.is_socket() {
                     // The other side has sent its last byte.
@@ -1247,7 +1384,7 @@ impl World {
                 if bytes < first { win::STATUS_BUFFER_OVERFLOW } else { win::STATUS_SUCCESS };
             return ended(status, bytes);
         }
-        let there = object.incoming.iter().map(Vec::len).sum::<usize>().min(length);
+        let there = object.unread().min(length);
         let most = self.draw_length(there, self.faults.short);
         ended(win::STATUS_SUCCESS, self.take_in(id, most))
     }
@@ -1256,29 +1393,42 @@ impl World {
     fn take_in(&mut self, id: OperationId, most: usize) -> usize {
         let operation = self.operations.get_mut(&id).expect("a live operation");
         let object = &mut self.objects[operation.object];
-        let found = if object.kind == Kind::File {
-            object.contents.read(operation.header.offset(), most)
-        } else {
-            object.receive(most)
-        };
-        operation.block.fill(&found);
-        found.len()
+        if object.kind == Kind::File {
+            let found = self.files[object.contents].read(operation.header.offset(), most);
+            operation.block.fill(&found);
+            return found.len();
+        }
+        let found = object.receive(most);
+        operation.block.fill(&found.bytes);
+        operation.block.fill_address(found.from);
+        if let Some(peer) = object.peer.filter(|_| self.faults.room_for_bytes != usize::MAX) {
+            self.wake(peer);
+        }
+        found.bytes.len()
     }
 
-    fn conclude_write(&mut self, id: OperationId) -> Ending {
+    /// `None` while there is no room for all of it.
+    fn conclude_write(&mut self, id: OperationId) -> Option<Ending> {
         let operation = &self.operations[&id];
-        let (length, object) = (operation.block.length(), &self.objects[operation.object]);
+        let (index, moved) = (operation.object, operation.moved);
+        let (length, object) = (operation.block.length(), &self.objects[index]);
         let kind = object.kind;
-        let ended = |status, bytes: usize| Ending { status, bytes: bytes as u32 };
+        let ended = |status, bytes: usize| Some(Ending { status, bytes: bytes as u32 });
         if kind != Kind::File && !kind.is_stream() {
-            return self.conclude_any(id);
+            return Some(self.conclude_any(id));
         }
-        if kind.is_socket() && object.reset {
+        if kind.is_socket() && (object.reset || object.hung_up && moved > 0) {
+            self.objects[index].reset = true;
             return ended(win::STATUS_CONNECTION_RESET, 0);
         }
-        if kind.is_stream() && !kind.is_socket() && (object.hung_up || object.reset) {
+        if kind.is_stream() && !kind.is_socket() && self.is_deaf(object) {
             // `WriteFile`: ERROR_NO_DATA, the pipe is being closed.
             return ended(win::STATUS_PIPE_CLOSING, 0);
+        }
+        if self.has_limit(object) && !object.hung_up {
+            let end = length.min(moved.saturating_add(self.room(object)));
+            let Ok(()) = self.put_out(id, end) else { unreachable!("a stream is no disk") };
+            return if end == length { ended(win::STATUS_SUCCESS, length) } else { None };
         }
         let rate = if kind.may_write_less() { self.faults.short_writes } else { 0.0 };
         let bytes = self.draw_length(length, rate);
@@ -1288,15 +1438,18 @@ impl World {
         }
     }
 
-    /// Moves the first `count` bytes of a write to where they go.
+    /// Moves what is left of the first `count` bytes of a write to where they go.
     fn put_out(&mut self, id: OperationId, count: usize) -> Result<(), Full> {
-        let operation = &self.operations[&id];
-        let data = operation.block.bytes()[..count].to_vec();
+        let operation = self.operations.get_mut(&id).expect("a live operation");
+        let count = count.max(operation.moved);
+        let data = operation.block.bytes()[operation.moved..count].to_vec();
+        operation.moved = count;
         let (index, place) = (operation.object, operation.header.offset());
         let object = &mut self.objects[index];
         if object.kind == Kind::File {
-            let place = if place == AT_THE_END { object.contents.length() } else { place };
-            return object.contents.write(place, &data);
+            let contents = &mut self.files[object.contents];
+            let place = if place == AT_THE_END { contents.length() } else { place };
+            return contents.write(place, &data);
         }
         if object.kind.is_stream() {
             self.deliver(index, &data);
@@ -1311,18 +1464,20 @@ impl World {
             // 4.2.2.13).
             self.objects[from].reset = true;
         } else if let Some(peer) = self.objects[from].peer {
-            self.come(peer, data.to_vec());
+            self.come(peer, Piece { bytes: data.to_vec(), from: None });
+        } else if let Some(to) = self.objects[from].place.remote() {
+            self.send_datagram(from, to, data);
         } else {
             self.objects[from].outgoing.extend_from_slice(data);
         }
     }
 
     /// A stream has something to read. Nothing is something only where it is a message.
-    fn come(&mut self, object: ObjectId, data: Vec<u8>) {
-        if !data.is_empty() || self.objects[object].kind.has_messages() {
-            self.objects[object].incoming.push_back(data);
+    fn come(&mut self, object: ObjectId, piece: Piece) {
+        if !piece.bytes.is_empty() || self.objects[object].kind.has_messages() {
+            self.objects[object].incoming.push_back(piece);
         }
-        self.wake_readers(object);
+        self.wake(object);
     }
 
     /// Ends an operation that nobody wants any more. `halfway`: it had moved some bytes.
@@ -1331,7 +1486,11 @@ impl World {
         let (object, call) = (operation.object, operation.call);
         let kind = self.objects[object].kind;
         let length = operation.block.length();
-        let mut bytes = 0;
+        // Of a write that found room for a part, that part has gone out (pitfall 10).
+        let mut bytes = operation.moved;
+        if self.has_limit(&self.objects[object]) {
+            return self.end(id, Ending { status, bytes: bytes as u32 });
+        }
         if halfway && length > 0 && kind != Kind::File {
             if call == Call::Write && kind.may_write_less() && self.objects[object].peer.is_some() {
                 bytes = self.random.below(length);
@@ -1378,7 +1537,7 @@ impl World {
                 StatusWord::OnDequeue => self.queue(id, port, key),
             },
         }
-        self.wake_readers(object);
+        self.wake(object);
         self.end_stream(object);
     }
 
@@ -1454,7 +1613,7 @@ impl World {
     pub(super) fn feed(&mut self, handle: usize, data: Vec<u8>) {
         self.intervene();
         if let Some(object) = self.object(handle) {
-            self.come(object, data);
+            self.come(object, Piece { bytes: data, from: None });
         }
     }
 
@@ -1463,7 +1622,7 @@ impl World {
         if let Some(object) = self.object(handle) {
             self.objects[object].hung_up = true;
             self.objects[object].reset |= reset;
-            self.wake_readers(object);
+            self.wake(object);
         }
     }
 
@@ -1482,7 +1641,7 @@ impl World {
 
     pub(super) fn contents(&self, handle: usize) -> Vec<u8> {
         let Some(object) = self.object(handle) else { return Vec::new() };
-        let contents = &self.objects[object].contents;
+        let contents = &self.files[self.objects[object].contents];
         assert!(contents.length() <= 1 << 30, "too much to be shown: read a part of it");
         contents.read(0, contents.length() as usize)
     }
