@@ -66,6 +66,9 @@ pub(crate) trait Nt {
     /// The provider behind a socket, `None` where Winsock does not say.
     fn socket_protocol(&self, socket: RawHandle) -> Option<SocketProtocol>;
 
+    /// Whether a socket listens for connections (`SO_ACCEPTCONN`).
+    fn listens(&self, socket: RawHandle) -> bool;
+
     /// Asks for one operation to be cancelled (`CancelIoEx`). The address is only compared.
     fn cancel(&self, handle: RawHandle, overlapped: *mut OVERLAPPED) -> Result<(), Win32Error>;
 

@@ -658,6 +658,29 @@ fn a_socket_is_ready_when_there_is_room_and_when_it_is_reset() {
     assert!(events.contains(Event::Hangup) && events.contains(Event::Error));
 }
 
+/// A listener is ready when somebody waits to be accepted, and a datagram socket when something has come.
+#[test]
+fn a_listener_and_a_datagram_socket_are_ready_when_there_is_something() {
+    let (sim, queue) = quiet();
+    let (listener, address) = sim.listener();
+    let listener = queue.register(listener).unwrap();
+    let waiting = listener.ready(Event::Read);
+    poll(&queue);
+    assert_eq!(queue.pending().len(), 1);
+    let client = queue.register(sim.unconnected()).unwrap();
+    queue.block_on(client.connect(address)).unwrap().unwrap();
+    assert!(queue.block_on(waiting).unwrap().unwrap().contains(Event::Read));
+    queue.block_on(listener.accept()).unwrap().unwrap();
+    let ((one, _), (other, to)) = (sim.datagrams(), sim.datagrams());
+    let (one, other) = (queue.register(one).unwrap(), queue.register(other).unwrap());
+    let waiting = other.ready(Event::Read);
+    poll(&queue);
+    assert_eq!(queue.pending().len(), 1);
+    queue.block_on(one.send_to("data", to)).unwrap().0.unwrap();
+    assert!(queue.block_on(waiting).unwrap().unwrap().contains(Event::Read));
+    assert_eq!(queue.block_on(other.recv(vec![0; 8])).unwrap().1, b"data");
+}
+
 /// Two file objects of one file: what one writes the other reads, and each has a position of its own.
 #[test]
 fn a_file_may_be_opened_twice() {

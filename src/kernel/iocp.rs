@@ -257,6 +257,13 @@ impl<N: Nt> CompletionPort<N> {
         let entry = slot.entry().expect("a portable call is made under a registration");
         let index = entry.index();
         let medium = self.bound.borrow()[index].medium;
+        let is_ready = matches!(call, Call::Ready { .. });
+        // A listener has nothing to receive, which stands in for this wait elsewhere: Windows says so, Wine
+        // waits for ever.
+        if is_ready && medium == Medium::Stream && self.nt.listens(slot.handle()) {
+            // SAFETY: passed on.
+            return unsafe { self.wait_until_ready(index, slot, call) };
+        }
         // SAFETY: passed on.
         unsafe {
             let fitted = match medium.fit(call) {
@@ -268,8 +275,8 @@ impl<N: Nt> CompletionPort<N> {
                 return self.submit_in_turn(index, slot, fitted);
             }
             let outcome = self.start(slot, fitted);
-            // Nothing to receive from yet, or ever: a listener, say.
-            if matches!(call, Call::Ready { .. }) && outcome.is_error(WSAENOTCONN as u32) {
+            // Nothing to receive from yet.
+            if is_ready && outcome.is_error(WSAENOTCONN as u32) {
                 return self.wait_until_ready(index, slot, call);
             }
             outcome

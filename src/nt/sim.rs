@@ -160,6 +160,10 @@ impl Nt for Simulated {
         self.0.enter(|world| world.socket_protocol(socket.addr()))
     }
 
+    fn listens(&self, socket: RawHandle) -> bool {
+        self.0.enter(|world| world.listens(socket.addr()))
+    }
+
     fn cancel(&self, handle: RawHandle, overlapped: *mut OVERLAPPED) -> Result<(), Win32Error> {
         self.0.enter(|world| {
             world.verify();

@@ -147,6 +147,10 @@ impl Nt for Windows {
         })
     }
 
+    fn listens(&self, socket: RawHandle) -> bool {
+        sockets::listens(socket.addr())
+    }
+
     fn cancel(&self, handle: RawHandle, overlapped: *mut OVERLAPPED) -> Result<(), Win32Error> {
         // SAFETY: the kernel compares the address with those of the handle's pending operations
         // and does not look behind it.

@@ -8,11 +8,11 @@ use std::sync::OnceLock;
 
 use windows_sys::Win32::Networking::WinSock::{
     FROM_PROTOCOL_INFO, INVALID_SOCKET, LPFN_ACCEPTEX, LPFN_CONNECTEX, LPFN_GETACCEPTEXSOCKADDRS,
-    SIO_GET_EXTENSION_FUNCTION_POINTER, SO_PROTOCOL_INFOW, SO_TYPE, SO_UPDATE_ACCEPT_CONTEXT,
-    SO_UPDATE_CONNECT_CONTEXT, SOCK_DGRAM, SOCK_STREAM, SOCKET, SOL_SOCKET,
-    WSA_FLAG_NO_HANDLE_INHERIT, WSA_FLAG_OVERLAPPED, WSADATA, WSAID_ACCEPTEX, WSAID_CONNECTEX,
-    WSAID_GETACCEPTEXSOCKADDRS, WSAIoctl, WSAPROTOCOL_INFOW, WSASocketW, WSAStartup, closesocket,
-    getsockopt, setsockopt,
+    SIO_GET_EXTENSION_FUNCTION_POINTER, SO_ACCEPTCONN, SO_PROTOCOL_INFOW, SO_TYPE,
+    SO_UPDATE_ACCEPT_CONTEXT, SO_UPDATE_CONNECT_CONTEXT, SOCK_DGRAM, SOCK_STREAM, SOCKET,
+    SOL_SOCKET, WSA_FLAG_NO_HANDLE_INHERIT, WSA_FLAG_OVERLAPPED, WSADATA, WSAID_ACCEPTEX,
+    WSAID_CONNECTEX, WSAID_GETACCEPTEXSOCKADDRS, WSAIoctl, WSAPROTOCOL_INFOW, WSASocketW,
+    WSAStartup, closesocket, getsockopt, setsockopt,
 };
 use windows_sys::core::GUID;
 
@@ -108,6 +108,12 @@ unsafe fn option<A: Default>(socket: SOCKET, name: i32) -> Result<A, Win32Error>
 pub(super) fn protocol(socket: SOCKET) -> Result<WSAPROTOCOL_INFOW, Win32Error> {
     // SAFETY: as Winsock says of this option.
     unsafe { option(socket, SO_PROTOCOL_INFOW) }
+}
+
+pub(super) fn listens(socket: SOCKET) -> bool {
+    // SAFETY: this option's value is a BOOL.
+    let listens: Result<i32, Win32Error> = unsafe { option(socket, SO_ACCEPTCONN) };
+    listens.is_ok_and(|listens| listens != 0)
 }
 
 pub(super) fn carries_datagrams(socket: SOCKET) -> bool {

@@ -125,6 +125,11 @@ impl World {
         (place.address, place.remote)
     }
 
+    pub(in super::super) fn listens(&self, socket: usize) -> bool {
+        let state = self.object(socket).map(|object| self.objects[object].place.state);
+        state == Some(State::Listening)
+    }
+
     pub(in super::super) fn reset_when_closed(&mut self, socket: usize) {
         if let Some(object) = self.object(socket) {
             self.objects[object].place.resets = true;
