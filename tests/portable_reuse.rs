@@ -264,8 +264,17 @@ fn a_duplicate_of_what_was_closed_tells_nobody() {
         assert!(poll_once(&mut fresh).is_pending());
         there.write_all(b"x").unwrap();
         assert!(queue.block_on(fresh).unwrap().unwrap().contains(Event::Read));
-        assert_eq!((&duplicate).read(&mut [0; 64]).unwrap(), 17);
+        // Nor who has the old one's place with the queue now.
+        let (next, _peer) = UnixStream::pair().unwrap();
+        let mut fresh = queue.ready(&next, Event::Read);
+        queue.block_on(look_around()).unwrap();
+        peer.write_all(b"for the duplicate").unwrap();
+        queue.block_on(look_around()).unwrap();
+        assert!(poll_once(&mut fresh).is_pending());
+        drop(fresh);
+        assert_eq!((&duplicate).read(&mut [0; 64]).unwrap(), 34);
         queue.unregister(&new).unwrap();
+        queue.unregister(&next).unwrap();
     });
 }
 
