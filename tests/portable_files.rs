@@ -357,6 +357,24 @@ fn small_disk(bytes: usize) -> io::Result<std::path::PathBuf> {
 on_each_kernel! {
     not_simulated("these are handles of Unix"):
 
+    /// What is in memory is read at once, also where the file system has every write wait.
+    fn a_file_that_is_written_is_still_read_at_once(queue) {
+        let file = file(queue, b"contents");
+        let is_at_once = || {
+            let mut reading = file.read_at([0; 8], 0);
+            let is_at_once = poll_once(&mut reading).is_ready();
+            drop(reading);
+            queue.run().unwrap();
+            is_at_once
+        };
+        if !is_at_once() {
+            return skip("no file is read at once here");
+        }
+        queue.block_on(file.write_at("CONTENTS", 0)).unwrap().0.unwrap();
+        queue.block_on(file.sync_all()).unwrap().unwrap();
+        assert!(is_at_once());
+    }
+
     /// Past the cache every call waits for the disk, also one that is told not to (`RWF_NOWAIT`): so none is
     /// made on the queue's thread.
     fn a_call_past_the_cache_does_not_block_its_queue(queue) {

@@ -36,6 +36,15 @@ pub(crate) const IN: u8 = 1;
 /// Watched for room to write. Apart, as a stream that only reads would be told of every acknowledgement.
 pub(crate) const OUT: u8 = 2;
 
+/// The direction as one of these.
+#[inline(always)]
+const fn bit(direction: Direction) -> u8 {
+    match direction {
+        Direction::In => IN,
+        Direction::Out => OUT,
+    }
+}
+
 /// What a descriptor leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Medium {
@@ -117,8 +126,9 @@ pub(crate) struct Source {
     looks_alike: bool,
     /// The file under a descriptor of its own, for threads: theirs to use when this one is closed.
     for_threads: Option<Arc<OwnedFd>>,
-    /// It never answers a direct call: no use in trying.
-    never_direct: bool,
+    /// For what it never answers a direct call, [`IN`], [`OUT`]: no use in trying. Some file systems read
+    /// at once and do not write so.
+    never_direct: u8,
     /// The last receive took all there was, and no edge has come since.
     drained: bool,
     /// Whether a short receive means that. Asked when it matters.
@@ -221,7 +231,7 @@ impl Source {
                 self.make_nonblocking();
                 return Tried::Interrupted; // And is tried again.
             }
-            Tried::Unsupported => self.never_direct = true,
+            Tried::Unsupported => self.never_direct |= bit(call.direction()),
             _ => {}
         }
         tried
@@ -373,7 +383,10 @@ impl Sources {
             file: None,
             looks_alike: !owned && medium == Medium::Stream && !unix::is_pipe(fd),
             for_threads: None,
-            never_direct: medium == Medium::File && unix::is_past_the_cache(fd),
+            never_direct: match medium {
+                Medium::File if unix::is_past_the_cache(fd) => IN | OUT,
+                _ => 0,
+            },
             drained: false,
             // An end that came with the last bytes would be waited for in vain.
             is_stream: if ENDS_ARE_TOLD { None } else { Some(false) },
@@ -409,7 +422,7 @@ impl Sources {
         let mut list = self.list.borrow_mut();
         let source = list.get_mut(entry.index())?.as_mut()?;
         if source.key != entry.key()
-            || source.never_direct
+            || source.never_direct & bit(call.direction()) != 0
             || (source.drained && call.receives())
             || !source.lane(call).is_empty()
         {
