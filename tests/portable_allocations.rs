@@ -59,8 +59,8 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// Rounds until everything has its size, and rounds that count.
-const WARM: u32 = 200;
-const ROUNDS: u32 = 700;
+const WARM: u32 = 100;
+const ROUNDS: u32 = 300;
 
 /// Has the calls of the allocator counted that this thread makes; one thread at a time.
 struct Steady {
@@ -142,7 +142,7 @@ on_each_kernel! {
     fn writes_that_wait_cost_no_allocation(queue) {
         for way in each_kernel::ways(queue) {
             let (from, to) = (way.from, way.to);
-            let (mut there, mut back) = (vec![1; 1 << 20], vec![0; 1 << 20]);
+            let (mut there, mut back) = (vec![1; 256 << 10], vec![0; 256 << 10]);
             let mut steady = Steady::new();
             queue.block_on(async {
                 while steady.goes_on() {
