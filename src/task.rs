@@ -150,11 +150,14 @@ impl<T> fmt::Debug for Task<T> {
 // ---------------------------------------------------------------------------------------------
 // The queue's tasks
 
+/// A task's future.
+type BoxedFuture = Pin<Box<dyn Future<Output = ()>>>;
+
 /// An unfinished task.
 struct Body {
     id: TaskId,
     /// None while it is being polled or dropped, further out.
-    future: Cell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
+    future: Cell<Option<BoxedFuture>>,
     /// It was to be polled while it was polled: it is once more, after that.
     again: Cell<bool>,
     /// An operation's end has put it on the queue's list, or it was handed out from there.
@@ -284,7 +287,7 @@ impl<'a> Turn<'a> {
     /// With the future, which is to be gone before this is. None where the task is finished; one that is
     /// being polled is polled again after that.
     #[inline]
-    fn begin(tasks: &'a Tasks, id: TaskId) -> Option<(Self, Pin<Box<dyn Future<Output = ()>>>)> {
+    fn begin(tasks: &'a Tasks, id: TaskId) -> Option<(Self, BoxedFuture)> {
         let body = tasks.with(id, Rc::clone)?;
         body.is_ready.set(false);
         let Some(future) = body.future.take() else {

@@ -4,6 +4,10 @@
 //! same functions for each. The simulated Windows has a file, too, and handles and peers of its own.
 
 #![allow(dead_code, unused_macros, unused_imports)]
+#![cfg_attr(
+    not(feature = "sim"),
+    allow(irrefutable_let_patterns, reason = "there is one kind then")
+)]
 // Where there is no simulation, some functions need not look at the queue.
 #![cfg_attr(not(feature = "sim"), allow(unused_variables))]
 
