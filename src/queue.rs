@@ -24,7 +24,9 @@ use crate::kernel::owner::{self, Owner};
 use crate::kernel::{BindError, Event, Identity, Kernel, KernelKind};
 use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
-use crate::operation::{Ending, Slab, SlotRef, State, dispose, settle};
+#[cfg(unix)]
+use crate::operation::Ending;
+use crate::operation::{Slab, SlotRef, State, dispose, settle};
 use crate::task::{self, Task, Tasks};
 use crate::time::{Deadline, FOR_EVER_MS, Timers};
 use crate::trace::event;

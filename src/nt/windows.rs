@@ -61,8 +61,8 @@ fn checked(ok: i32) -> Result<(), Win32Error> {
 
 /// Closes a handle.
 pub(crate) fn close(handle: owned::Any) -> Ending {
-    // SAFETY: of each: the handle is ours, and nobody else's.
     let closed = match handle {
+        // SAFETY: the handle is ours, and nobody else's.
         owned::Any::Handle(handle) => checked(unsafe { CloseHandle(handle.into_raw_handle()) }),
         owned::Any::Socket(socket) => sockets::close(socket),
     };
