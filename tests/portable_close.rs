@@ -119,6 +119,7 @@ on_each_kernel! {
     }
 
     /// Q1: closed again, it asks the kernel again.
+    not_simulated("its disk leaves nothing")
     fn what_was_left_is_taken_back_by_a_second_close(queue) {
         const PART: usize = 1 << 20;
         let disk = each_kernel::Disk::new(queue, &each_kernel::noise(16 * PART));
