@@ -36,9 +36,9 @@
 //! # fn main() {}
 //! ```
 //!
-//! # On Linux: the portable operations
+//! # On every system: the portable operations
 //!
-//! There the operations are methods of [`Registered`]: reads, writes, accepts, connects, datagrams
+//! On Linux the operations are methods of [`Registered`], and on Windows these are there too: reads, writes, accepts, connects, datagrams
 //! ([`mod@op`] lists them). Each takes its buffer, starts at once, and gives the buffer back with the
 //! result. An echo server:
 //!
@@ -46,7 +46,7 @@
 //! use std::io;
 //! use std::net::{TcpListener, TcpStream};
 //!
-//! use ioqueue::{IoBuf, Registered};
+//! use ioqueue::Registered;
 //!
 //! async fn echo(peer: Registered<TcpStream>) -> io::Result<()> {
 //!     let mut buffer = Vec::with_capacity(4096);
@@ -55,13 +55,9 @@
 //!         if read? == 0 {
 //!             return Ok(()); // the end
 //!         }
-//!         buffer = filled; // from its start, as many bytes as were read
-//!         let mut done = 0;
-//!         while done < buffer.len() {
-//!             let (written, part) = peer.write(buffer.slice(done..)).await; // may take less
-//!             done += written?;
-//!             buffer = part.into_inner();
-//!         }
+//!         let (written, echoed) = peer.write_all(filled).await; // as many bytes as were read
+//!         written?;
+//!         buffer = echoed;
 //!     }
 //! }
 //!
@@ -85,7 +81,7 @@
 //! - It does not make Linux a Windows: [`submit`], [`wait`] and the rest of [`mod@iocp`] work on a
 //!   completion port, real or simulated. Elsewhere they say `Unsupported`.
 //! - It was never run on a real Windows, only under Wine 10; on Linux only on x86-64 with one new kernel;
-//!   on macOS and the BSDs not at all, for which it is type-checked. `docs/TESTED.md` says what that
+//!   on macOS and the BSDs not at all, for which it is type-checked (their way to wait was tried on Linux). `docs/TESTED.md` says what that
 //!   leaves open.
 //! - It moves nothing between threads: queues, futures and registrations are not `Send`. A
 //!   [`Notifier`] wakes a queue from anywhere.
@@ -96,7 +92,7 @@
 //! |---|---|
 //! | register a handle and own it | [`Registered`], [`Queue::register`] |
 //! | register a handle that somebody else owns | [`persist`], [`unregister`], [`AsAnyHandle`] |
-//! | read, write, accept, connect, on every system | [`mod@op`], [`IoBuf`] |
+//! | read, write, accept, connect, close, on every system | [`mod@op`], [`IoBuf`], [`op::stream_socket`] |
 //! | start any overlapped call and wait, in one | [`submit`], [`Registered::submit`], [`Outcome`](iocp::Outcome) |
 //! | make the call yourself, then wait | [`Overlapped`], [`wait`] |
 //! | park a continuation of another loop | [`wait_with`], [`Continuation`] |
