@@ -363,6 +363,23 @@ fn of_many_that_are_ready_at_once_none_is_forgotten() {
     sim.check();
 }
 
+// The same of what had ended when it was parked.
+#[test]
+fn of_many_that_had_ended_when_they_were_parked_none_is_forgotten() {
+    const MANY: u32 = 600;
+    let (sim, queue) = quiet();
+    let device = queue.register(sim.device()).unwrap();
+    let log = Rc::new(RefCell::new(Vec::new()));
+    for number in 0..MANY {
+        sim.plan(&device, Plan::at_once());
+        park(&sim, &device, &log, number);
+    }
+    queue.run().unwrap();
+    assert_eq!(*log.borrow(), (0..MANY).collect::<Vec<_>>());
+    drop((device, queue));
+    sim.check();
+}
+
 /// Does one operation after the other on a handle that is always ready, and has another one's operation
 /// end meanwhile, until that one has noticed. Says how many it did after that.
 async fn always_ready(sim: Sim, busy: Registered<SimHandle>, quiet: Rc<Quiet>) -> u32 {

@@ -7,7 +7,7 @@ mod support;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -274,5 +274,68 @@ fn a_wait_that_goes_from_a_task_to_somebody_else_wakes_them() {
     queue.block_on(ended).unwrap().0.unwrap();
     assert_eq!(seen.polls.get(), 1);
     drop((device, queue));
+    sim.check();
+}
+
+// Q5: what poll has handed out of a task that was dropped meanwhile is nothing to the next in its place.
+#[test]
+fn what_is_left_in_the_hosts_hands_leaves_the_next_task_alone() {
+    let (sim, queue) = quiet();
+    let device = queue.register(sim.device()).unwrap();
+    let waiting = asked(&sim, &queue, &device);
+    let first = queue.spawn(async move { drop(waiting.await) });
+    assert_eq!(poll(&queue), 1);
+    sim.complete(&device, End::success());
+    let mut left = Vec::new();
+    queue.poll(&mut left, None).unwrap();
+    assert!(matches!(left[..], [Continuation::Task(_)]), "{left:?}");
+    drop(first);
+    assert_eq!(poll(&queue), 1);
+    let next = queue.spawn(async { 7 });
+    drop(left);
+    assert!(!next.is_finished());
+    assert_eq!(queue.block_on(next).unwrap(), 7);
+    drop((device, queue));
+    sim.check();
+}
+
+// Q4: whoever awaits a task learns that it is over, also where it has no output.
+#[test]
+fn the_end_of_a_task_is_told_when_its_future_is_dropped() {
+    let (sim, queue) = quiet();
+    let mut context = Context::from_waker(Waker::noop());
+    let mut cancelling = pin!(queue.spawn(pending::<()>()).cancel());
+    assert!(cancelling.as_mut().poll(&mut context).is_pending());
+    assert_eq!(poll(&queue), 1);
+    assert_eq!(cancelling.as_mut().poll(&mut context), Poll::Ready(None));
+    let task = queue.spawn(pending::<()>());
+    queue.close(std::time::Duration::ZERO).unwrap();
+    assert!(task.is_finished());
+    drop((task, queue));
+    sim.check();
+}
+
+// Q1: a task that poll has handed out is resumed while the queue is being closed, by the drop of another.
+#[test]
+fn a_task_that_is_resumed_while_its_queue_is_closed_is_not_polled() {
+    struct Resumes(Rc<RefCell<Vec<Continuation>>>);
+    impl Drop for Resumes {
+        fn drop(&mut self) {
+            let ready = self.0.take();
+            assert_eq!(ready.len(), 1);
+            ready.into_iter().for_each(|continuation| assert_eq!(continuation.resume(), None));
+        }
+    }
+    let (sim, queue) = quiet();
+    let ready = Rc::new(RefCell::new(Vec::new()));
+    queue.spawn(holds(Resumes(ready.clone()))).detach();
+    assert_eq!(poll(&queue), 1);
+    let watched = Watched::default();
+    let task = queue.spawn(watched.clone());
+    queue.poll(&mut ready.borrow_mut(), None).unwrap();
+    queue.close(std::time::Duration::ZERO).unwrap();
+    assert!(task.is_finished() && ready.borrow().is_empty());
+    assert_eq!(watched.polls.get(), 0);
+    drop((task, queue));
     sim.check();
 }
