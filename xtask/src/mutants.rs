@@ -82,7 +82,11 @@ impl Mutant {
                 patches.push(path);
             }
         }
-        patches.sort();
+        // By their numbers, of which some have three digits.
+        patches.sort_by_cached_key(|path| {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            (name.split('-').next().and_then(|number| number.parse::<u32>().ok()), name)
+        });
         let wanted = |mutant: &Mutant| {
             names.is_empty() || names.iter().any(|name| mutant.name.contains(name.as_str()))
         };
