@@ -17,7 +17,7 @@ use each_kernel::{
     finish_by_turns, is_nonblocking, look_around, poll_once, raw_pipe, raw_socket, read_full,
     set_nonblocking, skip, unique, write_full,
 };
-use ioqueue::{Queue, Registered, SocketAddress, error};
+use ioqueue::{Misuse, Queue, Registered, SocketAddress, error};
 
 /// A name in the file system that is free again when this is dropped.
 struct Name(PathBuf);
@@ -356,6 +356,18 @@ on_each_kernel! {
         other.close(Duration::from_secs(1)).unwrap();
         drop(other);
         assert!(!is_nonblocking(&ours.into_inner()));
+    }
+
+    /// What is registered no more has no say about what came after it.
+    fn an_accept_that_is_refused_changes_no_other_handle(queue) {
+        let (listener, _) = each_kernel::listener(queue);
+        queue.unregister(&listener).unwrap();
+        // It gets the registration's place.
+        let (reader, _writer) = raw_pipe();
+        let reader = queue.register(reader).unwrap();
+        let refused = queue.block_on(listener.accept()).unwrap().unwrap_err();
+        assert!(matches!(Misuse::of(&refused), Some(Misuse::UnregisteredHandle { .. })), "{refused}");
+        assert!(!is_nonblocking(reader.get()) && !is_nonblocking(&listener.into_inner()));
     }
 
     /// Two registered duplicates, as standard input and output are of one terminal: that one leaves must

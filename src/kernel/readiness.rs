@@ -97,7 +97,12 @@ impl Readiness {
         match call {
             Call::Connect { .. } | Call::Sync { .. } => return None,
             // No flag makes a single accept not block.
-            Call::Accept { .. } => self.sources.with(entry, Source::make_nonblocking),
+            Call::Accept { .. } => self.sources.with(entry, |source| {
+                // Once its registration has ended, the place may be another's.
+                if source.key == entry.key() {
+                    source.make_nonblocking();
+                }
+            }),
             _ => {}
         }
         // SAFETY: passed on.
