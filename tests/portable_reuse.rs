@@ -5,6 +5,7 @@
 #[macro_use]
 mod each_kernel;
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -241,6 +242,35 @@ fn a_number_that_comes_back_for_something_that_looks_the_same_is_waited_for() {
             assert!(events.unwrap().contains(Event::Read), "round {round}");
             queue.unregister(&new).unwrap();
         }
+    });
+}
+
+/// The same for a pipe that has a name, which is opened again.
+#[test]
+fn a_number_that_comes_back_for_the_same_fifo_is_waited_for() {
+    alone(|queue| {
+        let name = format!("ioqueue-fifo-{}-{}", std::process::id(), each_kernel::unique());
+        let path = std::env::temp_dir().join(name);
+        let ends_with_zero = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: the path ends with a zero.
+        assert_eq!(unsafe { libc::mkfifo(ends_with_zero.as_ptr(), 0o600) }, 0);
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        let mut old = open();
+        let number = old.as_raw_fd();
+        let waiting = queue.ready(&old, Event::Read);
+        old.write_all(b"x").unwrap();
+        queue.block_on(waiting).unwrap().unwrap();
+        // With it goes what was in the pipe.
+        drop(old);
+        let mut new = open();
+        assert_eq!(new.as_raw_fd(), number, "the number was to come back");
+        std::fs::remove_file(&path).unwrap();
+        let waiting = queue.ready(&new, Event::Read);
+        queue.block_on(look_around()).unwrap();
+        new.write_all(b"x").unwrap();
+        let limited = waiting.timeout(std::time::Duration::from_secs(5));
+        assert!(queue.block_on(limited).unwrap().unwrap().contains(Event::Read));
+        queue.unregister(&new).unwrap();
     });
 }
 

@@ -122,7 +122,8 @@ pub(crate) struct Source {
     /// Which file it is: asked when its mode is changed.
     file: Option<Mark>,
     /// Somebody else owns it, may close it unsaid when nothing waits, and what has its number then may have
-    /// the same mark: eventfds have all one, and so has what a terminal's name was opened for.
+    /// the same mark: eventfds have all one, and so has what a terminal's name, or a fifo's, was opened
+    /// for.
     looks_alike: bool,
     /// The file under a descriptor of its own, for threads: theirs to use when this one is closed.
     for_threads: Option<Arc<OwnedFd>>,
@@ -381,7 +382,7 @@ impl Sources {
             nonblocking: false,
             made_nonblocking: false,
             file: None,
-            looks_alike: !owned && medium == Medium::Stream && !unix::is_pipe(fd),
+            looks_alike: !owned && medium == Medium::Stream,
             for_threads: None,
             never_direct: match medium {
                 Medium::File if unix::is_past_the_cache(fd) => IN | OUT,

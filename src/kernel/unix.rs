@@ -77,16 +77,6 @@ fn mark(status: &libc::stat) -> Mark {
     Mark::File { device: status.st_dev as u64, inode: status.st_ino as u64 }
 }
 
-/// Whether the descriptor is a pipe's end.
-pub(crate) fn is_pipe(fd: RawFd) -> bool {
-    let mut status = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: takes a number and the place for an answer, which is ours, and read where it was filled in.
-    unsafe {
-        libc::fstat(fd, status.as_mut_ptr()) == 0
-            && status.assume_init().st_mode & libc::S_IFMT == libc::S_IFIFO
-    }
-}
-
 /// By what a descriptor's file is known again.
 pub(crate) fn mark_of(fd: RawFd) -> Option<Mark> {
     let handle = std::ptr::without_provenance_mut(usize::try_from(fd).ok()?);
