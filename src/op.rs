@@ -35,7 +35,8 @@
 //!   place of its own ([`read_at`](Registered::read_at), [`write_at`](Registered::write_at)), accepts and
 //!   datagrams go on side by side, any number at a time.
 //! - A read or a write may move fewer bytes than there is room for, and never more than 2 GiB. A read into
-//!   a buffer without room (`Vec::new()`) is `Ok(0)`, as the end is.
+//!   a buffer without room (`Vec::new()`) is `Ok(0)`, as the end is: from a file at once, from a socket
+//!   only when something has come.
 //! - A read fills its buffer from the start, whatever was in it: nothing has to be cleared, and a part
 //!   ([`IoBuf::slice`]) keeps what stands before it.
 //! - What was refused before the call ([`Misuse`](crate::Misuse), [`Closed`](crate::error::Closed)) is the result, and the
@@ -54,7 +55,8 @@
 //! The test suite runs these operations on both kernels of Linux, on the simulated Windows (`ioqueue::sim`)
 //! and under Wine; `docs/TESTED.md` says which.
 //!
-//! A handle that several tasks use is shared in an `Rc`; the methods take `&self`.
+//! A handle that several tasks use is shared in an `Rc`; the methods take `&self`, but for
+//! [`close`](Registered::close): take it out with `Rc::into_inner` when the others are done.
 
 use std::fmt;
 use std::future::Future;
@@ -1002,7 +1004,12 @@ impl<R: Request> Operation<R> {
     }
 
     /// Gives the operation so much time from now; then it is cancelled, and this waits for how that
-    /// ended. Nothing is lost: what was faster than its cancel says what it did.
+    /// ended. Nothing is lost: what was faster than its cancel says what it did, and the buffer comes back
+    /// either way. [`Elapsed::is`](crate::Elapsed::is) knows the error.
+    ///
+    /// A `Timeout` has no cancel of its own, and dropping it drops the operation. For an operation that ends
+    /// by a clock or by something else, keep the operation, poll it beside a [`sleep`](crate::sleep) and the
+    /// other, then `cancel` it.
     pub fn timeout(self, duration: Duration) -> Timeout<R> {
         Timeout(match self.into_wait() {
             Ok(wait) => Late::Wait(wait.timeout(duration)),
@@ -1130,7 +1137,8 @@ impl<H> Registered<H> {
     }
 
     /// Reads on from where the last read ended, or what comes next on a stream: as much as there is,
-    /// up to the buffer's capacity. 0 is the end, or a buffer without room.
+    /// up to the buffer's capacity. 0 is the end, or a buffer without room
+    /// (which waits all the same, on a socket where nothing has come).
     #[track_caller]
     #[inline]
     pub fn read<B: IoBufMut>(&self, buffer: B) -> Operation<Read<B>> {
@@ -1211,6 +1219,9 @@ impl<H> Registered<H> {
     /// Takes a connection off a listening socket, and says who it is from. Any number at a time.
     ///
     /// The socket converts into the standard library's types (`TcpStream::from`).
+    ///
+    /// A connection that was taken when this is dropped is closed. [`cancel`](Operation::cancel) hands it
+    /// over.
     #[track_caller]
     pub fn accept(&self) -> Operation<Accept> {
         self.begin(Accept(Accepted::new(self.registration())), Location::caller())
