@@ -166,6 +166,11 @@ impl Shared {
 /// `run` return at once. A loop that is woken by nothing else keeps a [`sleep`](crate::sleep) alive,
 /// or awaits something in [`block_on`](crate::block_on), whose future any `Waker` wakes.
 ///
+/// It resumes nobody: [`run`](crate::run) and `block_on` wait on, and poll no future again for it. It is for
+/// a loop of your own round `poll`, which then looks at what the other thread has left it. To tell a task
+/// something from another thread, wake its `Waker` there, as any channel does, or use
+/// [`Remote::run`](crate::Remote::run).
+///
 /// `Send`, `Sync` and `Clone`. Dropping it does nothing. It keeps the completion port open, so it
 /// may outlive its queue and the queue's thread; notifying is then harmless.
 #[derive(Clone)]

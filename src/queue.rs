@@ -1027,7 +1027,10 @@ impl Inner {
 /// A cheap handle, like an `Rc`: clones are the same queue. A thread may have several queues;
 /// [`current`](Self::current) is its own, made on first use, and the free functions of this crate
 /// use that one. While [`run`](Self::run) or [`block_on`](Self::block_on) of a queue is at work,
-/// that queue is the current one.
+/// that queue is the current one. A loop of your own round [`poll`](Self::poll) does not make it so,
+/// nor does resuming what `poll` gave: where that loop polls a queue from [`new`](Self::new), its tasks
+/// have to name it (`queue.register`, `queue.sleep`). What they started by the free functions or
+/// `Registered::new` would wait on the thread's own, which nobody polls.
 ///
 /// Not `Send`: what a thread starts, the thread owns (its exit cancels I/O on some handles). Other
 /// threads wake it through a [`Notifier`].
@@ -1043,7 +1046,7 @@ impl Inner {
 ///
 /// Once a queue is closed, new operations and registrations are refused with
 /// [`Closed`](crate::error::Closed), tasks were dropped, notifying is harmless, and futures that
-/// waited get `Closed`. Forgetting a queue leaks it and is harmless.
+/// waited get `Closed`. A thread whose own queue was closed gets no other. Forgetting a queue leaks it and is harmless.
 pub struct Queue {
     inner: Rc<Inner>,
 }
@@ -1265,7 +1268,8 @@ impl Queue {
         self.inner.run()
     }
 
-    /// Makes a task of a future. It first runs when the queue is run or polled.
+    /// Makes a task of a future. It first runs when the queue is run or polled. On a closed queue it is
+    /// cancelled at once.
     pub fn spawn<F>(&self, future: F) -> Task<F::Output>
     where
         F: Future + 'static,

@@ -356,8 +356,9 @@ impl Queue {
     /// Gives `future` so much time, from when this is first polled. When that is up, the future is
     /// dropped.
     ///
-    /// For an operation use [`Wait::timeout`](crate::iocp::Wait::timeout), which waits for how the
-    /// cancelled operation ended, and so loses nothing.
+    /// For an operation use its own, [`Operation::timeout`](crate::Operation::timeout) or
+    /// [`Wait::timeout`](crate::iocp::Wait::timeout), which wait for how the cancelled operation ended,
+    /// and so lose nothing.
     ///
     /// # Errors
     /// An error of kind `TimedOut` made from [`Elapsed`] when the time was up; a future that is done
