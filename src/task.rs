@@ -127,7 +127,7 @@ impl<T> Future for Task<T> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
         self.join.poll(context).map(|output| {
             output.expect(
-                "a task was awaited that was cancelled, has panicked, or was awaited before",
+                "a task was awaited that was cancelled (as its queue's closing does), has panicked, or was awaited before",
             )
         })
     }
