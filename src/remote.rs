@@ -152,18 +152,15 @@ impl Remote {
         F::Output: Send + 'static,
     {
         let shared = Arc::new(Shared::default());
-        let on_thread = Arc::clone(&shared);
+        // Settles the answer also when the job is dropped: handed in too late, not begun, or unfinished.
+        let ends = Ends(Arc::clone(&shared));
         let job = move |queue: &Queue| {
             queue.spawn(async move {
-                // Also when it is dropped unfinished.
-                let ends = Ends(Arc::clone(&on_thread));
-                let result = cancellable(&on_thread, make).await;
+                let result = cancellable(&ends.0, make).await;
                 ends.0.settle(result);
             })
         };
-        if self.inbox.hand_in(Box::new(job)).is_err() {
-            shared.settle(None);
-        }
+        let _ = self.inbox.hand_in(Box::new(job));
         Answer { shared, detached: false }
     }
 
@@ -217,6 +214,9 @@ fn serve(queue: &Queue, inbox: &Inbox) -> io::Result<()> {
         }
     }));
     inbox.close();
+    // Where the queue has failed, some were not begun; dropping them settles their answers.
+    let left = std::mem::take(&mut inbox.lock().waiting);
+    drop(left);
     // The queue's drop drops the tasks, whose answers then say that it was closed.
     served
 }

@@ -117,6 +117,19 @@ fn what_is_unfinished_when_the_queue_ends_is_closed() {
     assert_eq!(block_on(answer), Err(Closed));
 }
 
+// Q15: also one that was not begun.
+#[test]
+fn what_was_not_begun_when_the_queue_ends_is_closed() {
+    for _ in 0..50 {
+        let remote = Remote::new().unwrap();
+        let answers: Vec<_> = (0..3).map(|_| remote.run(pending::<()>)).collect();
+        remote.join().unwrap();
+        for answer in answers {
+            assert_eq!(block_on(answer), Err(Closed));
+        }
+    }
+}
+
 #[test]
 fn a_panic_comes_out_of_the_answer_and_the_queue_goes_on() {
     let remote = Remote::new().unwrap();
