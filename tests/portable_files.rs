@@ -41,6 +41,17 @@ on_each_kernel! {
         assert!(!queue.running());
     }
 
+    /// What is no file has nothing to be put on a disk, and says so at once.
+    fn what_is_no_file_cannot_be_synced(queue) {
+        for way in each_kernel::ways(queue) {
+            for sync in [way.from.sync_all(), way.to.sync_data()] {
+                let error = queue.block_on(sync).unwrap().unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{}: {error}", way.name);
+            }
+        }
+        assert!(!queue.running());
+    }
+
     /// Scenario 30, pitfall 22: the offset is the whole 64 bits.
     fn reads_and_writes_take_place_beyond_4_gib(queue) {
         let file = file(queue, b"start");

@@ -121,7 +121,8 @@ impl Readiness {
         }
         slot.set_call(call);
         let (fd, medium) = self.sources.with(entry_of(slot), |source| (source.fd, source.medium));
-        if medium == Medium::File {
+        // No event tells of a sync, whatever it is for; of most the answer is an error.
+        if medium == Medium::File || matches!(call, Call::Sync { .. }) {
             return self.queue_job(slot);
         }
         if let Call::Connect { peer } = call {
