@@ -140,10 +140,10 @@ fn insist(panicked: &mut Option<Box<dyn Any + Send>>, mut step: impl FnMut()) {
 }
 
 /// Marks a queue as the current one while it resumes continuations.
-struct Entered;
+pub(crate) struct Entered;
 
 impl Entered {
-    fn new(queue: &Rc<Inner>) -> Self {
+    pub(crate) fn new(queue: &Rc<Inner>) -> Self {
         let _ = ENTERED.try_with(|entered| entered.borrow_mut().push(Rc::clone(queue)));
         Self
     }
@@ -1027,10 +1027,9 @@ impl Inner {
 /// A cheap handle, like an `Rc`: clones are the same queue. A thread may have several queues;
 /// [`current`](Self::current) is its own, made on first use, and the free functions of this crate
 /// use that one. While [`run`](Self::run) or [`block_on`](Self::block_on) of a queue is at work,
-/// that queue is the current one. A loop of your own round [`poll`](Self::poll) does not make it so,
-/// nor does resuming what `poll` gave: where that loop polls a queue from [`new`](Self::new), its tasks
-/// have to name it (`queue.register`, `queue.sleep`). What they started by the free functions or
-/// `Registered::new` would wait on the thread's own, which nobody polls.
+/// that queue is the current one; so it is for a task that your own loop round [`poll`](Self::poll)
+/// resumes. The loop itself, and futures that it polls by itself, name their queue (`queue.register`,
+/// `queue.sleep`), unless that is the thread's own.
 ///
 /// Not `Send`: what a thread starts, the thread owns (its exit cancels I/O on some handles). Other
 /// threads wake it through a [`Notifier`].
@@ -1495,13 +1494,17 @@ pub fn running() -> bool {
 /// [`Queue::spawn`] on the current queue.
 ///
 /// # Errors
-/// When the thread has no queue and none can be made.
+/// When the thread has no queue and none can be made; [`Closed`](crate::error::Closed) when it was closed.
 pub fn spawn<F>(future: F) -> io::Result<Task<F::Output>>
 where
     F: Future + 'static,
     F::Output: 'static,
 {
-    Ok(Queue::current()?.spawn(future))
+    let queue = Queue::current()?;
+    if queue.inner.is_closed() {
+        return Err(Closed.into());
+    }
+    Ok(queue.spawn(future))
 }
 
 /// [`Queue::block_on`] on the current queue.

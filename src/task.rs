@@ -17,7 +17,7 @@ use std::task::{Context, Poll, RawWakerVTable, Waker};
 
 use crate::continuation::Parked;
 use crate::notify::{TaskId, TaskWaker};
-use crate::queue::Inner;
+use crate::queue::{Entered, Inner};
 
 // ---------------------------------------------------------------------------------------------
 // What becomes of it
@@ -407,6 +407,8 @@ impl Runnable {
         // What is left of it cancels nothing.
         let queue = mem::take(&mut self.queue);
         if let Some(queue) = queue.upgrade() {
+            // What the task makes by the free functions is its own queue's.
+            let _entered = Entered::new(&queue);
             queue.resume_task(self.id);
         }
     }

@@ -339,3 +339,23 @@ fn a_task_that_is_resumed_while_its_queue_is_closed_is_not_polled() {
     drop((task, queue));
     sim.check();
 }
+
+// Q5, Q15: what a task that a host resumes makes by the free functions is its own queue's, which the host polls.
+#[test]
+fn a_task_that_a_host_resumes_is_on_its_own_queue() {
+    let (sim, queue) = quiet();
+    let task = queue.spawn(async {
+        let inner = ioqueue::spawn(async { ioqueue::sleep(MILLISECOND).unwrap().await }).unwrap();
+        inner.await.unwrap();
+    });
+    while !task.is_finished() {
+        assert!(queue.running());
+        let mut ready = Vec::new();
+        queue.poll(&mut ready, None).unwrap();
+        ready.into_iter().for_each(|continuation| assert_eq!(continuation.resume(), None));
+    }
+    assert!(!ioqueue::running(), "it is the thread's own queue's");
+    queue.close(std::time::Duration::ZERO).unwrap();
+    drop((task, queue));
+    sim.check();
+}
