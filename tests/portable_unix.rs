@@ -7,6 +7,7 @@ mod each_kernel;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -393,6 +394,40 @@ on_each_kernel! {
             drop(duplicate);
             assert!(!is_nonblocking(&third));
         }
+    }
+
+    /// The same with a queue each: neither knows of the other.
+    fn a_duplicate_may_leave_another_queue(queue) {
+        let other = Queue::builder().kernel(queue.kernel_kind()).build().unwrap();
+        let (ours, theirs) = terminal();
+        let mut theirs = File::from(theirs);
+        let duplicate = queue.register(ours.try_clone().unwrap()).unwrap();
+        let ours = other.register(ours).unwrap();
+        // The other is the first to change the mode, and takes it back.
+        for (queue, handle) in [(&other, &ours), (queue, &duplicate)] {
+            theirs.write_all(b"x").unwrap();
+            assert_eq!(queue.block_on(handle.read(vec![0; 8])).unwrap().1, b"x");
+        }
+        drop(ours);
+        let mut reading = duplicate.read(vec![0; 8]);
+        queue.block_on(look_around()).unwrap();
+        assert!(poll_once(&mut reading).is_pending());
+        theirs.write_all(b"data").unwrap();
+        assert_eq!(queue.block_on(reading).unwrap().1, b"data");
+
+        let (listener, address) = each_kernel::listener(queue);
+        let listener = listener.into_inner();
+        let duplicate = queue.register(listener.try_clone().unwrap()).unwrap();
+        let listener = other.register(listener).unwrap();
+        other.block_on(listener.accept().cancel()).unwrap().unwrap_err();
+        queue.block_on(duplicate.accept().cancel()).unwrap().unwrap_err();
+        drop(listener);
+        let mut accept = duplicate.accept();
+        queue.block_on(look_around()).unwrap();
+        assert!(poll_once(&mut accept).is_pending());
+        let _client = TcpStream::connect(address).unwrap();
+        queue.block_on(accept).unwrap().unwrap();
+        assert!(!is_nonblocking(&duplicate.into_inner()));
     }
 
     /// Descriptors of one kind may look alike: each has its own mode.

@@ -94,16 +94,8 @@ impl Readiness {
     /// What `call` points to is valid while this runs.
     #[inline(always)]
     pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
-        match call {
-            Call::Connect { .. } | Call::Sync { .. } => return None,
-            // No flag makes a single accept not block.
-            Call::Accept { .. } => self.sources.with(entry, |source| {
-                // Once its registration has ended, the place may be another's.
-                if source.key == entry.key() {
-                    source.make_nonblocking();
-                }
-            }),
-            _ => {}
+        if let Call::Connect { .. } | Call::Sync { .. } = call {
+            return None;
         }
         // SAFETY: passed on.
         unsafe { self.sources.attempt(entry, call) }

@@ -181,10 +181,11 @@ impl Source {
         self.input.is_empty() && self.output.is_empty() && self.onlookers.is_empty()
     }
 
-    /// Makes its calls never block, until the registration ends.
+    /// Makes its calls never block, until the registration ends. The mode is one with that of duplicates: who
+    /// has such a one, another queue say, may have taken it back.
     pub(crate) fn make_nonblocking(&mut self) {
+        self.made_nonblocking |= unix::set_nonblocking(self.fd, true);
         if !self.nonblocking {
-            self.made_nonblocking = unix::set_nonblocking(self.fd, true);
             self.nonblocking = true;
             self.file = unix::mark_of(self.fd);
         }
@@ -203,6 +204,11 @@ impl Source {
     /// What `call` points to is valid while this runs.
     #[inline(always)]
     unsafe fn attempt(&mut self, call: Call) -> Tried {
+        let is_accept = matches!(call, Call::Accept { .. });
+        // No flag makes a single accept not block, nor a single call of a terminal's.
+        if is_accept || (self.nonblocking && self.medium != Medium::Socket) {
+            self.make_nonblocking();
+        }
         loop {
             // SAFETY: passed on; the medium was asked for when the descriptor was bound.
             match unsafe { unix::try_call(self.fd, self.medium, self.nonblocking, call) } {
