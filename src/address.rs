@@ -19,6 +19,9 @@ const ROOM: usize = 128;
 /// Where the family stands: after a length of one byte on the systems that come from BSD.
 const FAMILY_AT: usize = std::mem::offset_of!(sockaddr_in, sin_family);
 
+/// Where the name of a Unix socket stands.
+const PATH_AT: usize = FAMILY_AT + size_of::<Family>();
+
 /// The address of a socket: of the Internet, or a path.
 ///
 /// Made from a [`SocketAddr`], or from a path with [`unix`](Self::unix).
@@ -43,7 +46,6 @@ impl SocketAddress {
     pub fn unix(path: impl AsRef<std::path::Path>) -> io::Result<Self> {
         // sun_path has 108 bytes on Linux and Windows, 104 elsewhere, the final zero included.
         const LONGEST: usize = if cfg!(any(target_os = "linux", windows)) { 107 } else { 103 };
-        const PATH_AT: usize = FAMILY_AT + size_of::<Family>();
         let path = path.as_ref().as_os_str().as_encoded_bytes();
         let is_abstract = path.first() == Some(&0);
         if path.len() > LONGEST || (!is_abstract && path.contains(&0)) {
@@ -94,6 +96,27 @@ impl SocketAddress {
     #[cfg(unix)]
     pub(crate) fn is_path(&self) -> bool {
         self.family() == AF_UNIX
+    }
+
+    /// The name of a Unix socket: a path, or behind a zero byte an abstract name. Empty for one without.
+    fn name(&self) -> Option<&[u8]> {
+        #[allow(clippy::unnecessary_cast)] // An i32 on Unix, a u16 on Windows.
+        if self.length == 0 || self.family() != AF_UNIX as i32 {
+            return None;
+        }
+        let end = ROOM.min(self.length as usize);
+        let name = self.bytes.get(PATH_AT..end).unwrap_or_default();
+        let is_abstract = name.first() == Some(&0);
+        let ends = name.iter().position(|&byte| byte == 0 && !is_abstract);
+        Some(&name[..ends.unwrap_or(name.len())])
+    }
+
+    /// The path it is, if it is one: not of the Internet, nor an abstract name, nor none.
+    #[cfg(unix)]
+    pub fn path(&self) -> Option<&std::path::Path> {
+        use std::os::unix::ffi::OsStrExt;
+        let name = self.name().filter(|name| !name.is_empty() && name[0] != 0)?;
+        Some(std::path::Path::new(std::ffi::OsStr::from_bytes(name)))
     }
 
     fn part<const N: usize>(&self, at: usize) -> [u8; N] {
@@ -153,12 +176,22 @@ impl From<SocketAddr> for SocketAddress {
     }
 }
 
+/// `127.0.0.1:80`, `[::1]:80`, `/run/socket`, `@abstract`, `(unnamed)`.
+impl fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.ip(), self.name()) {
+            (Some(ip), _) => fmt::Display::fmt(&ip, f),
+            (None, Some([] | [0])) => f.write_str("(unnamed)"),
+            (None, Some([0, name @ ..])) => write!(f, "@{}", name.escape_ascii()),
+            (None, Some(path)) => f.write_str(&String::from_utf8_lossy(path)),
+            (None, None) => write!(f, "(an address of family {})", self.family()),
+        }
+    }
+}
+
 impl fmt::Debug for SocketAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ip() {
-            Some(ip) => fmt::Debug::fmt(&ip, f),
-            None => write!(f, "SocketAddress(family {}, {} bytes)", self.family(), self.length),
-        }
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -172,6 +205,28 @@ mod tests {
             let address: SocketAddr = text.parse().unwrap();
             assert_eq!(SocketAddress::from(address).ip(), Some(address), "{text}");
         }
+    }
+
+    #[test]
+    fn an_address_is_shown_as_people_write_it() {
+        let shown =
+            |text: &str| SocketAddress::from(text.parse::<SocketAddr>().unwrap()).to_string();
+        assert_eq!(shown("127.0.0.1:80"), "127.0.0.1:80");
+        assert_eq!(shown("[::1]:443"), "[::1]:443");
+        assert_eq!(SocketAddress::unix("/run/a").unwrap().to_string(), "/run/a");
+        assert_eq!(SocketAddress::unix("\0a\0b").unwrap().to_string(), "@a\\x00b");
+        assert_eq!(SocketAddress::unix("").unwrap().to_string(), "(unnamed)");
+        assert_eq!(SocketAddress::NONE.to_string(), "(an address of family 0)");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_comes_back_as_it_was() {
+        let path = |text: &str| SocketAddress::unix(text).unwrap().path().map(ToOwned::to_owned);
+        assert_eq!(path("/run/a"), Some("/run/a".into()));
+        assert_eq!(path(&"a".repeat(103)), Some("a".repeat(103).into()));
+        assert_eq!((path(""), path("\0a")), (None, None));
+        assert_eq!(SocketAddress::from(SocketAddr::from(([1, 2, 3, 4], 5))).path(), None);
     }
 
     #[test]
