@@ -257,7 +257,11 @@ impl<T> Completion<T> {
         match self.verdict {
             Verdict::Kernel if self.status.is_cancelled() && self.bytes > 0 => Ok(self.bytes),
             Verdict::Kernel if self.status == SHUT_DOWN || self.status.is_end_of_file() => {
-                self.result().map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))
+                self.result().map_err(|error| match error.kind() {
+                    // With the code, where its kind says so already.
+                    io::ErrorKind::BrokenPipe => error,
+                    _ => io::Error::new(io::ErrorKind::BrokenPipe, error),
+                })
             }
             _ => self.result(),
         }

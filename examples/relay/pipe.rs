@@ -119,8 +119,10 @@ impl Local {
 
 /// Whether an error says that nobody has the other end of a pipe any more.
 pub fn is_gone(error: &io::Error) -> bool {
+    // A write says so by its kind.
     let code = error.raw_os_error().unwrap_or(0) as u32;
-    matches!(code, win::ERROR_BROKEN_PIPE | win::ERROR_NO_DATA | win::ERROR_PIPE_NOT_CONNECTED)
+    error.kind() == io::ErrorKind::BrokenPipe
+        || matches!(code, win::ERROR_NO_DATA | win::ERROR_PIPE_NOT_CONNECTED)
 }
 
 /// A name of which instances are made.
