@@ -420,6 +420,10 @@ pub(crate) struct Registration {
 /// and the port of its queue. Not `Send`:
 /// move the handle with [`into_inner`](Self::into_inner), then register it over there.
 ///
+/// One of a *borrow* (`Registered<&File>`) must be dropped before the handle is closed: if it is forgotten
+/// instead, an operation that still waits may go on with whatever has the handle's value then. Its memory
+/// is safe, but what it reads may be somebody else's.
+///
 /// It keeps the value it registered and never asks the handle for it again, so a type whose
 /// `as_handle` changes its answer cannot confuse the queue. Operations on it make no call to check
 /// that the handle is still the one that was registered, as those on a borrowed handle do.
