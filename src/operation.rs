@@ -119,6 +119,9 @@ pub(crate) struct Slot {
     /// The ring waits until the handle is ready, to make the call again.
     #[cfg(unix)]
     polls: Cell<bool>,
+    /// How often the ring gave the call back undone.
+    #[cfg(unix)]
+    returns: Cell<u8>,
 }
 
 /// The address of a slot of the queue's slab.
@@ -459,11 +462,19 @@ impl SlotRef {
 
     pub(crate) fn set_call(self, call: Call) {
         self.polls.set(false);
+        self.returns.set(0);
         self.call.set(call);
     }
 
     pub(crate) fn polls(self) -> bool {
         self.polls.get()
+    }
+
+    /// Counts that the ring gave the call back undone. False where that is not to be believed any more.
+    pub(crate) fn may_return(self) -> bool {
+        const OFTEN: u8 = 100;
+        self.returns.set(self.returns.get().saturating_add(1));
+        self.returns.get() < OFTEN
     }
 
     pub(crate) fn set_polls(self, polls: bool) {
@@ -683,6 +694,8 @@ impl Chunk {
                 behind: Cell::new(None),
                 #[cfg(unix)]
                 polls: Cell::new(false),
+                #[cfg(unix)]
+                returns: Cell::new(0),
             };
             // SAFETY: `index` is below `count`, so the slot lies in the new chunk, aligned because
             // start and stride are multiples of 64.

@@ -543,7 +543,8 @@ impl Uring {
         }
         let is_close = matches!(slot.call(), Call::Close { .. });
         let interrupted = result == -libc::EINTR && !is_close;
-        if (polled && result >= 0 || interrupted) && is_wanted {
+        let returned = result == -libc::ECANCELED && is_wanted && self.lacked_a_thread(slot);
+        if (polled && result >= 0 || interrupted || returned) && is_wanted {
             slot.set_polls(false);
             self.push_call(slot);
             return;
@@ -603,6 +604,13 @@ impl Uring {
                 }
             }
         });
+    }
+
+    /// Whether a call that nobody has cancelled came back cancelled because the kernel could make no thread
+    /// for it: it tries three times, and a signal ends each (io_uring/io-wq.c, io_should_retry_thread).
+    fn lacked_a_thread(&self, slot: SlotRef) -> bool {
+        let is_files = |entry| self.sources.with(entry, |source| source.medium == Medium::File);
+        slot.entry().is_some_and(is_files) && slot.may_return()
     }
 
     /// Whether a wait for urgent data was woken by usual data: sockets wake for both alike, and say so (see
