@@ -298,7 +298,7 @@ on_each_kernel! {
         let (listener, address) = listener(queue);
         // The numbers that come depend on what else this program has open; what is kept by number has room
         // for more from now on.
-        let (spare, _) = each_kernel::raw_pipe();
+        let (spare, _) = raw_pipe();
         // SAFETY: takes numbers; the descriptor that comes back is nobody's yet.
         let high = unsafe {
             let number = libc::fcntl(spare.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 900);
