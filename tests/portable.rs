@@ -79,33 +79,6 @@ unsafe impl<F: FnMut() + 'static> IoBufMut for Odd<F> {
 }
 
 on_each_kernel! {
-    /// Scenario 12.
-    fn a_message_goes_to_and_fro(queue) {
-        let (client, server) = tcp(queue);
-        let echo = queue.spawn(async move {
-            let mut buffer = vec![0; 64];
-            for _ in 0..1000 {
-                let (count, back) = server.read(buffer).await;
-                assert_eq!(count.unwrap(), 64);
-                let (count, back) = server.write(back).await;
-                assert_eq!(count.unwrap(), 64);
-                buffer = back;
-            }
-        });
-        queue.block_on(async move {
-            let mut buffer = vec![7; 64];
-            for _ in 0..1000 {
-                let (count, back) = client.write(buffer).await;
-                assert_eq!(count.unwrap(), 64);
-                let (count, back) = client.read(back).await;
-                assert_eq!(count.unwrap(), 64);
-                buffer = back;
-            }
-            assert_eq!(buffer, [7; 64]);
-            echo.await;
-        }).unwrap();
-    }
-
     fn dropping_a_read_cancels_it(queue) {
         let (client, server) = tcp(queue);
         let reading = client.read(vec![0; 64]);
