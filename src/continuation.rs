@@ -1,5 +1,6 @@
 //! What `poll` hands back and `run` resumes.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::task::Waker;
 
@@ -94,5 +95,48 @@ impl From<Continuation> for Parked {
 impl From<Waker> for Parked {
     fn from(waker: Waker) -> Self {
         Self::Other(Continuation::Waker(waker))
+    }
+}
+
+/// What is ready, first ready first. Most of it are tasks, whose names are small.
+#[derive(Default)]
+pub(crate) struct ReadyList {
+    /// With [`TaskId::OTHER`] for the next of the others.
+    order: VecDeque<TaskId>,
+    others: VecDeque<Continuation>,
+}
+
+impl ReadyList {
+    #[inline]
+    pub(crate) fn push_task(&mut self, task: TaskId) {
+        self.order.push_back(task);
+    }
+
+    pub(crate) fn push(&mut self, ready: Parked) {
+        match ready {
+            Parked::Task(task) => self.push_task(task),
+            Parked::Other(other) => {
+                self.others.push_back(other);
+                self.order.push_back(TaskId::OTHER);
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn pop(&mut self) -> Option<Parked> {
+        match self.order.pop_front()? {
+            TaskId::OTHER => self.others.pop_front().map(Parked::Other),
+            task => Some(Parked::Task(task)),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.order.is_empty()
     }
 }

@@ -643,6 +643,15 @@ const INDEX_BITS: u32 = if usize::BITS == 64 { 32 } else { 20 };
 const GENERATION_MASK: usize = usize::MAX >> INDEX_BITS;
 
 impl EntryId {
+    /// Stands for no registration.
+    pub(crate) const NONE: Self = Self { index: u32::MAX, generation: 0 };
+
+    /// Unless it is [`NONE`](Self::NONE).
+    #[inline]
+    pub(crate) fn exists(self) -> Option<Self> {
+        (self.index != Self::NONE.index).then_some(self)
+    }
+
     /// The registration's place in the registry. No other has it while this one, or an operation
     /// that was started under it, is there.
     pub(crate) fn index(self) -> usize {

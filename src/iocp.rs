@@ -31,6 +31,8 @@ use crate::handle::{
     AnyHandle, AsAnyHandle, HandleId, Persist, PersistError, RawHandle, Registered, Registration,
 };
 use crate::kernel::call::Refusal;
+#[cfg(unix)]
+use crate::kernel::{call::Call, unix};
 use crate::misuse::Misuse;
 use crate::op::{Close, Request};
 use crate::operation::{ENDED_AT_ONCE, Ending, OutOfMemory, SlotRef, State, Ticket};
@@ -932,7 +934,7 @@ pub fn wait_with<T: 'static>(
     let queue = Rc::clone(overlapped.0.queue());
     let wait = Wait::watch(overlapped.0, caller);
     match &wait.0 {
-        Phase::InFlight(ticket) => drop(ticket.slot().set_waiter(continuation.into())),
+        Phase::InFlight(ticket) => drop(ticket.slot().set_waiter(continuation)),
         _ => queue.hand_out(continuation.into()),
     }
     Ok(Parked(wait))
@@ -1244,10 +1246,26 @@ pub(crate) fn begin_call<H, R: Request>(
             return Begun::Over(request.finish(ending.result()));
         }
     }
+    // What is received is waited for as a rule, what is sent is not.
+    if R::READS {
+        launch_call(registered, request, caller)
+    } else {
+        launch_late(registered, request, caller)
+    }
+}
+
+/// As `launch_call`, apart.
+#[inline(never)]
+fn launch_late<H, R: Request>(
+    registered: &Registered<H>,
+    request: R,
+    caller: &'static Location<'static>,
+) -> Begun<R> {
     launch_call(registered, request, caller)
 }
 
 /// Starts a portable operation that takes waiting.
+#[inline(always)]
 fn launch_call<H, R: Request>(
     registered: &Registered<H>,
     request: R,
@@ -1263,6 +1281,7 @@ fn launch_call<H, R: Request>(
 
 /// Starts it on a kernel of Unix.
 #[cfg(unix)]
+#[inline(always)]
 fn launch<H, R: Request>(
     registered: &Registered<H>,
     request: R,
@@ -1280,12 +1299,37 @@ fn launch<H, R: Request>(
     // Asked before it counts as the kernel's: a buffer's code may panic, or close the handle.
     // SAFETY: the request is in the operation's memory now, and nobody else looks at it.
     let call = unsafe { (*ticket.state_ptr()).call() };
+    if !queue.is_closed() {
+        // SAFETY: the request stays where it is until the operation's end, and what the call points to is its
+        // own (a promise of Request).
+        if let Some(waits) = unsafe { queue.kernel.launch(slot, *entry, *raw, call) } {
+            queue.count(slot, true);
+            if let Err(errno) = waits {
+                queue.launch_failed(slot, unix::ending(Err(errno)));
+            }
+            return Begun::Waits(ticket);
+        }
+    }
+    launch_listed(registered, ticket, call, caller)
+}
+
+/// Starts it, in the list of its registration.
+#[cfg(unix)]
+#[inline(never)]
+fn launch_listed<H, R: Request>(
+    registered: &Registered<H>,
+    ticket: Ticket<R>,
+    call: Call,
+    caller: &'static Location<'static>,
+) -> Begun<R> {
+    let Registration { queue, entry, raw, .. } = registered.registration();
+    let slot = ticket.slot();
     if !queue.launch(slot, *entry, *raw) {
         let Ok(request) = ticket.take() else { unreachable!("it was not launched") };
         return submit_call(queue, registered.as_any_handle(), request, caller);
     }
-    // SAFETY: the request stays where it is until the operation's end, and what the call points to is its
-    // own (a promise of Request).
+    queue.count(slot, true);
+    // SAFETY: as in `launch`.
     let outcome = unsafe { queue.kernel.submit(slot, call) };
     match outcome.0 {
         Told::Pending => {}
@@ -1332,14 +1376,7 @@ pub(crate) fn begin_close(
 }
 
 /// The output of a portable operation that has ended; the ticket comes back from one that has not.
-#[inline]
 pub(crate) fn conclude_call<R: Request>(ticket: Ticket<R>) -> Result<R::Output, Ticket<R>> {
-    let slot = ticket.slot();
-    if let (State::Done, Some(ending)) = (slot.state(), slot.ending()) {
-        if ending.status.0 == win::STATUS_SUCCESS {
-            return Ok(ticket.take_done().finish(Ok(ending.bytes)));
-        }
-    }
     conclude(ticket).map(finish)
 }
 

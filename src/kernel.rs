@@ -24,6 +24,8 @@ use self::iocp::packet::Packet;
 use self::iocp::{CompletionPort, post_wake};
 #[cfg(unix)]
 use self::readiness::Readiness;
+#[cfg(unix)]
+use self::source::Sources;
 #[cfg(target_os = "linux")]
 use self::uring::Uring;
 use crate::handle::{EntryId, HandleKind, Persist, RawHandle};
@@ -97,15 +99,16 @@ pub(crate) enum Identity {
     Gone,
 }
 
-/// What a look at the kernel brings.
-pub(crate) enum Event {
+/// Takes what a look at the kernel brings. Runs no user code, and does not come back to the kernel.
+pub(crate) trait Sink {
     /// A packet of a completion port, which is only a claim.
-    Packet(Packet),
-    /// An operation of the queue's has ended, and no packet tells of it.
-    Ended(SlotRef),
+    fn packet(&mut self, packet: Packet);
+
+    /// An operation of the queue's has ended, as its status word says too, and no packet tells of it.
+    fn ended(&mut self, slot: SlotRef, ending: Ending);
+
     /// The queue's notifier rang.
-    #[cfg(unix)]
-    Wake,
+    fn rang(&mut self);
 }
 
 /// Does the same with whichever kernel it is.
@@ -122,6 +125,14 @@ macro_rules! with {
             Kernel::Readiness(ref $room) => $answer,
         }
     };
+}
+
+/// Ends an operation, and has the queue know. The last thing that a kernel of Unix does with it.
+#[cfg(unix)]
+#[inline(always)]
+fn tell(sink: &mut impl Sink, slot: SlotRef, ending: Ending) {
+    slot.end(ending);
+    sink.ended(slot, ending);
 }
 
 /// Which kernel a queue works on.
@@ -317,6 +328,59 @@ impl Kernel {
         }
     }
 
+    /// What a kernel of Unix knows of its handles.
+    #[cfg(unix)]
+    #[inline(always)]
+    fn sources(&self) -> Option<&Sources> {
+        match *self {
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => None,
+            #[cfg(target_os = "linux")]
+            Self::Uring(ref ring) => Some(ring.sources()),
+            Self::Readiness(ref readiness) => Some(readiness.sources()),
+        }
+    }
+
+    /// Has the operation in `slot` wait for its handle, where that is all there is to do: whether it does, or
+    /// nothing, and then nothing has happened. It is not in its registration's list then.
+    ///
+    /// # Safety
+    /// What `call` points to stays valid, and nobody else's, until the operation's end.
+    #[cfg(unix)]
+    #[inline(always)]
+    pub(crate) unsafe fn launch(
+        &self,
+        slot: SlotRef,
+        entry: EntryId,
+        handle: RawHandle,
+        call: Call,
+    ) -> Option<Result<(), unix::Errno>> {
+        match self.sources()?.launch(slot, entry, handle, call)? {
+            0 => Some(Ok(())),
+            more => Some(self.watch_for(slot, more)),
+        }
+    }
+
+    #[cfg(unix)]
+    #[inline(never)]
+    fn watch_for(&self, slot: SlotRef, more: u8) -> Result<(), unix::Errno> {
+        match *self {
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => unreachable!("a port launches nothing"),
+            #[cfg(target_os = "linux")]
+            Self::Uring(ref ring) => ring.watch_for(slot, more),
+            Self::Readiness(ref readiness) => readiness.watch_for(slot, more),
+        }
+    }
+
+    /// Gives `link` the operations of a registration that ends which are not in its list yet.
+    #[cfg(unix)]
+    pub(crate) fn adopt(&self, entry: EntryId, link: impl FnMut(SlotRef)) {
+        if let Some(sources) = self.sources() {
+            sources.adopt(entry, link);
+        }
+    }
+
     /// Starts the call as the operation in `slot`, which was exposed under its registration.
     ///
     /// # Safety
@@ -338,8 +402,9 @@ impl Kernel {
         }
     }
 
-    /// Takes what has come since, and gives each event to `sink`, which must run no user code.
-    pub(crate) fn dequeue(&self, timeout_ms: u32, sink: impl FnMut(Event)) -> io::Result<()> {
+    /// Takes what has come since, and gives it to `sink`.
+    #[inline]
+    pub(crate) fn dequeue(&self, timeout_ms: u32, sink: &mut impl Sink) -> io::Result<()> {
         with!(self, room => room.dequeue(timeout_ms, sink))
     }
 
@@ -347,6 +412,7 @@ impl Kernel {
         with!(self, room => room.now())
     }
 
+    #[inline]
     pub(crate) fn coarse_now(&self) -> Duration {
         with!(self, room => room.coarse_now())
     }

@@ -18,6 +18,20 @@ pub(crate) struct TaskId {
     pub(crate) generation: u32,
 }
 
+impl TaskId {
+    /// The first of the places that no task has.
+    pub(crate) const END: u32 = u32::MAX;
+    /// Stand for no task where a name does: for nothing, and for something else than a task.
+    pub(crate) const NONE: Self = Self { index: Self::END, generation: 0 };
+    pub(crate) const OTHER: Self = Self { index: Self::END, generation: 1 };
+
+    /// Whether it is a task's.
+    #[inline]
+    pub(crate) fn is_name(self) -> bool {
+        self.index != Self::END
+    }
+}
+
 /// The part of a queue that other threads reach.
 pub(crate) struct Shared {
     alarm: Alarm,
@@ -129,6 +143,7 @@ impl Shared {
     }
 
     /// How many tasks are ready, but for those that other threads have just woken.
+    #[inline]
     pub(crate) fn len(&self, owner: &Owner) -> usize {
         self.local.with_owner(owner, |local| local.len())
     }
@@ -228,6 +243,7 @@ impl TaskWaker {
         self.schedule();
     }
 
+    #[inline]
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
@@ -272,11 +288,13 @@ impl Blocker {
     }
 
     /// Whether it was woken since the last time.
+    #[inline]
     pub(crate) fn take(&self) -> bool {
         // Looked at first: a swap costs as much as all else of a turn.
         self.is_woken() && self.woken.swap(false, Ordering::AcqRel)
     }
 
+    #[inline]
     pub(crate) fn is_woken(&self) -> bool {
         self.woken.load(Ordering::Acquire)
     }

@@ -61,12 +61,12 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::net::Shutdown as How;
 use std::panic::Location;
 use std::pin::Pin;
-use std::rc::Rc;
 #[cfg(windows)]
-use std::rc::Weak;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -531,53 +531,106 @@ impl Datagram {
 // ---------------------------------------------------------------------------------------------
 // The requests
 
-/// What [`Registered::read`] and its like do.
-pub struct Read<B> {
+/// What [`Registered::read`], [`recv`](Registered::recv) and [`read_at`](Registered::read_at) do.
+pub struct Read<B, P = Onwards> {
     buffer: B,
-    from: From,
+    place: P,
 }
 
-/// What [`Registered::write`] and its like do.
-pub struct Write<B> {
+/// What [`Registered::write`], [`send`](Registered::send) and [`write_at`](Registered::write_at) do.
+pub struct Write<B, P = Onwards> {
     buffer: B,
-    to: From,
+    place: P,
 }
 
-/// Where a read or a write takes place.
-#[derive(Clone, Copy)]
-enum From {
-    Stream,
-    Socket,
-    Place(u64),
-}
+/// Where a [`Read`] or a [`Write`] takes place. Its implementations are this module's.
+// A type, so that a call is known when it is compiled.
+pub trait Place: place::Sealed + Copy + 'static {}
 
-impl From {
-    fn offset(self) -> u64 {
-        match self {
-            Self::Stream | Self::Socket => 0,
-            Self::Place(offset) => offset,
+/// Where the last one ended, or what comes next on a stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Onwards;
+
+/// On a connected socket.
+#[derive(Debug, Clone, Copy)]
+pub struct OnSocket;
+
+/// At an offset in a file.
+#[derive(Debug, Clone, Copy)]
+pub struct At(u64);
+
+impl Place for Onwards {}
+impl Place for OnSocket {}
+impl Place for At {}
+
+mod place {
+    use super::{At, Call, OnSocket, Onwards};
+
+    pub trait Sealed {
+        #[allow(private_interfaces)]
+        fn read(self, at: *mut u8, length: usize) -> Call;
+        #[allow(private_interfaces)]
+        fn write(self, at: *const u8, length: usize) -> Call;
+
+        fn offset(self) -> u64
+        where
+            Self: Sized,
+        {
+            0
+        }
+    }
+
+    #[allow(private_interfaces)]
+    impl Sealed for Onwards {
+        fn read(self, at: *mut u8, length: usize) -> Call {
+            Call::Read { at, length }
+        }
+
+        fn write(self, at: *const u8, length: usize) -> Call {
+            Call::Write { at, length }
+        }
+    }
+
+    #[allow(private_interfaces)]
+    impl Sealed for OnSocket {
+        fn read(self, at: *mut u8, length: usize) -> Call {
+            Call::Receive { at, length }
+        }
+
+        fn write(self, at: *const u8, length: usize) -> Call {
+            Call::Send { at, length }
+        }
+    }
+
+    #[allow(private_interfaces)]
+    impl Sealed for At {
+        fn read(self, at: *mut u8, length: usize) -> Call {
+            Call::ReadAt { at, length, offset: self.0 }
+        }
+
+        fn write(self, at: *const u8, length: usize) -> Call {
+            Call::WriteAt { at, length, offset: self.0 }
+        }
+
+        fn offset(self) -> u64 {
+            self.0
         }
     }
 }
 
 // SAFETY: the buffer is the request's, and keeps its bytes where they are (IoBuf's promise).
-unsafe impl<B: IoBufMut> Request for Read<B> {
+unsafe impl<B: IoBufMut, P: Place> Request for Read<B, P> {
     type Output = (io::Result<usize>, B);
     const READS: bool = true;
 
     #[allow(private_interfaces)]
     #[inline]
     fn call(&mut self) -> Call {
-        let (at, length) = (self.buffer.io_mut_ptr(), self.buffer.io_capacity());
-        match self.from {
-            From::Stream => Call::Read { at, length },
-            From::Socket => Call::Receive { at, length },
-            From::Place(offset) => Call::ReadAt { at, length, offset },
-        }
+        self.place.read(self.buffer.io_mut_ptr(), self.buffer.io_capacity())
     }
 
     fn offset(&self) -> u64 {
-        self.from.offset()
+        self.place.offset()
     }
 
     #[inline]
@@ -591,23 +644,18 @@ unsafe impl<B: IoBufMut> Request for Read<B> {
 }
 
 // SAFETY: as for Read.
-unsafe impl<B: IoBuf> Request for Write<B> {
+unsafe impl<B: IoBuf, P: Place> Request for Write<B, P> {
     type Output = (io::Result<usize>, B);
     const WRITES: bool = true;
 
     #[allow(private_interfaces)]
     #[inline]
     fn call(&mut self) -> Call {
-        let (at, length) = (self.buffer.io_ptr(), self.buffer.io_len());
-        match self.to {
-            From::Stream => Call::Write { at, length },
-            From::Socket => Call::Send { at, length },
-            From::Place(offset) => Call::WriteAt { at, length, offset },
-        }
+        self.place.write(self.buffer.io_ptr(), self.buffer.io_len())
     }
 
     fn offset(&self) -> u64 {
-        self.to.offset()
+        self.place.offset()
     }
 
     #[inline]
@@ -964,11 +1012,15 @@ fn is_reset(error: &io::Error) -> bool {
 /// When it is polled after its end, or after the queue was closed and the kernel did not give the
 /// operation back ([`Undrained`](crate::error::Undrained)).
 #[must_use = "dropping it cancels the operation"]
-pub struct Operation<R: Request>(Stage<R>);
+pub struct Operation<R: Request> {
+    /// Dropped by hand, which costs nothing where it was taken.
+    stage: ManuallyDrop<Stage<R>>,
+}
 
 enum Stage<R: Request> {
-    /// With the queue whose tasks it must not starve.
-    Over(Option<R::Output>, Rc<Inner>),
+    Over(R::Output),
+    /// Over, but the other tasks come first.
+    Yields(R::Output),
     Waits(Ticket<R>),
     Taken,
 }
@@ -978,16 +1030,24 @@ impl<R: Request> Unpin for Operation<R> {}
 
 impl<R: Request> Operation<R> {
     #[inline(always)]
-    fn new(begun: Begun<R>, queue: &Rc<Inner>) -> Self {
-        Self(match begun {
-            Begun::Over(output) => Stage::Over(Some(output), Rc::clone(queue)),
+    fn new(begun: Begun<R>, queue: &Inner) -> Self {
+        let stage = match begun {
+            // What ends at once must not starve the queue's other tasks (pitfall 12).
+            Begun::Over(output) if queue.spend() => Stage::Over(output),
+            Begun::Over(output) => Stage::Yields(output),
             Begun::Waits(ticket) => Stage::Waits(ticket),
-        })
+        };
+        Self { stage: ManuallyDrop::new(stage) }
     }
 
-    fn into_wait(self) -> Result<Wait<R>, R::Output> {
-        match self.0 {
-            Stage::Over(output, _) => Err(output.expect(OVER)),
+    #[inline(always)]
+    fn take_stage(&mut self) -> Stage<R> {
+        std::mem::replace(&mut *self.stage, Stage::Taken)
+    }
+
+    fn into_wait(mut self) -> Result<Wait<R>, R::Output> {
+        match self.take_stage() {
+            Stage::Over(output) | Stage::Yields(output) => Err(output),
             Stage::Waits(ticket) => Ok(Wait::for_ticket(ticket)),
             Stage::Taken => panic!("{OVER}"),
         }
@@ -1023,44 +1083,76 @@ const OVER: &str = "an operation was polled after its end";
 impl<R: Request> Future for Operation<R> {
     type Output = R::Output;
 
-    #[inline]
+    #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<R::Output> {
-        match &mut self.0 {
-            Stage::Over(output, queue) if queue.spend() => Poll::Ready(output.take().expect(OVER)),
-            // Its task has had its turn; the others come first (pitfall 12).
-            Stage::Over(..) => {
-                context.waker().wake_by_ref();
-                Poll::Pending
+        match &mut *self.stage {
+            Stage::Waits(ticket) => match ticket.success() {
+                Some(count) => {
+                    let request = ticket.take_done();
+                    // Nothing is left to be dropped.
+                    std::mem::forget(self.take_stage());
+                    Poll::Ready(request.finish(Ok(count)))
+                }
+                None => self.wait(context),
+            },
+            Stage::Over(_) => {
+                let Stage::Over(output) = self.take_stage() else { unreachable!("looked at") };
+                Poll::Ready(output)
             }
-            Stage::Waits(_) => self.wait(context),
-            Stage::Taken => panic!("{OVER}"),
+            Stage::Yields(_) | Stage::Taken => self.yields(context),
         }
     }
 }
 
 impl<R: Request> Operation<R> {
     fn wait(&mut self, context: &Context<'_>) -> Poll<R::Output> {
-        let Stage::Waits(ticket) = &self.0 else { unreachable!("it was looked at") };
-        let slot = ticket.slot();
-        if !ticket.may_be_over() {
-            let ran_code = ticket.queue().park(slot, context.waker());
-            // That may have polled the queue.
-            if !ran_code || !ticket.may_be_over() {
-                return Poll::Pending;
-            }
-            drop(slot.take_waiter());
+        let Stage::Waits(ticket) = &*self.stage else { unreachable!("looked at") };
+        if !ticket.may_be_over() && !ticket.queue().park(ticket.slot(), context.waker()) {
+            return Poll::Pending;
         }
-        let Stage::Waits(ticket) = std::mem::replace(&mut self.0, Stage::Taken) else {
-            unreachable!("it was looked at")
-        };
+        self.conclude()
+    }
+
+    /// It has ended, or its queue, or code ran that may have polled the queue.
+    #[cold]
+    fn conclude(&mut self) -> Poll<R::Output> {
+        let Stage::Waits(ticket) = self.take_stage() else { unreachable!("looked at") };
+        if !ticket.may_be_over() {
+            self.stage = ManuallyDrop::new(Stage::Waits(ticket));
+            return Poll::Pending;
+        }
+        drop(ticket.slot().take_waiter());
         match iocp::conclude_call(ticket) {
             Ok(output) => Poll::Ready(output),
             Err(ticket) => {
-                self.0 = Stage::Waits(ticket);
+                self.stage = ManuallyDrop::new(Stage::Waits(ticket));
                 Poll::Pending
             }
         }
     }
+
+    /// Lets the others go first.
+    #[cold]
+    fn yields(&mut self, context: &Context<'_>) -> Poll<R::Output> {
+        let Stage::Yields(output) = self.take_stage() else { panic!("{OVER}") };
+        self.stage = ManuallyDrop::new(Stage::Over(output));
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<R: Request> Drop for Operation<R> {
+    #[inline]
+    fn drop(&mut self) {
+        if !matches!(*self.stage, Stage::Taken) {
+            drop_stage(self.take_stage());
+        }
+    }
+}
+
+#[cold]
+fn drop_stage<R: Request>(stage: Stage<R>) {
+    drop(stage);
 }
 
 /// An operation that is to end, or has ended before it was told to.
@@ -1142,28 +1234,28 @@ impl<H> Registered<H> {
     #[track_caller]
     #[inline]
     pub fn read<B: IoBufMut>(&self, buffer: B) -> Operation<Read<B>> {
-        self.begin(Read { buffer, from: From::Stream }, Location::caller())
+        self.begin(Read { buffer, place: Onwards }, Location::caller())
     }
 
     /// Writes on from where the last write ended, or next on a stream. May write less than there is.
     #[track_caller]
     #[inline]
     pub fn write<B: IoBuf>(&self, buffer: B) -> Operation<Write<B>> {
-        self.begin(Write { buffer, to: From::Stream }, Location::caller())
+        self.begin(Write { buffer, place: Onwards }, Location::caller())
     }
 
     /// Reads at a place in a file, over the full 64 bits. Any number at a time.
     #[track_caller]
     #[inline]
-    pub fn read_at<B: IoBufMut>(&self, buffer: B, offset: u64) -> Operation<Read<B>> {
-        self.begin(Read { buffer, from: From::Place(offset) }, Location::caller())
+    pub fn read_at<B: IoBufMut>(&self, buffer: B, offset: u64) -> Operation<Read<B, At>> {
+        self.begin(Read { buffer, place: At(offset) }, Location::caller())
     }
 
     /// Writes at a place in a file, over the full 64 bits. Any number at a time.
     #[track_caller]
     #[inline]
-    pub fn write_at<B: IoBuf>(&self, buffer: B, offset: u64) -> Operation<Write<B>> {
-        self.begin(Write { buffer, to: From::Place(offset) }, Location::caller())
+    pub fn write_at<B: IoBuf>(&self, buffer: B, offset: u64) -> Operation<Write<B, At>> {
+        self.begin(Write { buffer, place: At(offset) }, Location::caller())
     }
 
     /// As [`read`](Self::read), into one buffer after the other.
@@ -1187,15 +1279,15 @@ impl<H> Registered<H> {
     /// Receives on a connected socket. 0 is the end of a stream, or an empty datagram.
     #[track_caller]
     #[inline]
-    pub fn recv<B: IoBufMut>(&self, buffer: B) -> Operation<Read<B>> {
-        self.begin(Read { buffer, from: From::Socket }, Location::caller())
+    pub fn recv<B: IoBufMut>(&self, buffer: B) -> Operation<Read<B, OnSocket>> {
+        self.begin(Read { buffer, place: OnSocket }, Location::caller())
     }
 
     /// Sends on a connected socket.
     #[track_caller]
     #[inline]
-    pub fn send<B: IoBuf>(&self, buffer: B) -> Operation<Write<B>> {
-        self.begin(Write { buffer, to: From::Socket }, Location::caller())
+    pub fn send<B: IoBuf>(&self, buffer: B) -> Operation<Write<B, OnSocket>> {
+        self.begin(Write { buffer, place: OnSocket }, Location::caller())
     }
 
     /// Receives one datagram, and who sent it.
@@ -1293,8 +1385,7 @@ impl<H> Registered<H> {
     pub fn read_exact<B: IoBufMut>(&self, buffer: B) -> impl Future<Output = (io::Result<()>, B)> {
         let caller = Location::caller();
         let read = move |buffer: B, done: usize| {
-            let from = From::Stream;
-            self.begin(Read { buffer: buffer.slice(done..), from }, caller)
+            self.begin(Read { buffer: buffer.slice(done..), place: Onwards }, caller)
         };
         let room = buffer.io_capacity();
         let first = if room > 0 { Ok(read(buffer, 0)) } else { Err(buffer) };
@@ -1328,8 +1419,7 @@ impl<H> Registered<H> {
     pub fn write_all<B: IoBuf>(&self, buffer: B) -> impl Future<Output = (io::Result<()>, B)> {
         let caller = Location::caller();
         let write = move |buffer: B, done: usize| {
-            let to = From::Stream;
-            self.begin(Write { buffer: buffer.slice(done..), to }, caller)
+            self.begin(Write { buffer: buffer.slice(done..), place: Onwards }, caller)
         };
         let length = buffer.io_len();
         // To a pipe of messages, nothing is a message.

@@ -38,6 +38,7 @@ use crate::error::NtStatus;
 use crate::handle::{EntryId, RawHandle};
 #[cfg(unix)]
 use crate::kernel::call::Call;
+use crate::notify::TaskId;
 use crate::queue::Inner;
 
 /// Where an operation stands.
@@ -79,6 +80,18 @@ impl Ending {
     }
 }
 
+/// What is to be known of a type of which a slot holds a state.
+struct Kind {
+    drop_state: unsafe fn(SlotRef),
+    name: fn() -> &'static str,
+}
+
+impl Kind {
+    const fn of<T: 'static>() -> &'static Self {
+        const { &Self { drop_state: drop_state::<T>, name: type_name::<T> } }
+    }
+}
+
 /// What stands before the caller's state in a slot's memory.
 #[repr(C, align(16))]
 pub(crate) struct Slot {
@@ -93,19 +106,25 @@ pub(crate) struct Slot {
     counted: Cell<bool>,
     /// The handle was closed under the operation.
     closed_under: Cell<bool>,
+    /// It is in its registration's list.
+    linked: Cell<bool>,
     class: u8,
     /// Counts how often the slot was freed, so that a stale ticket is told apart.
     generation: Cell<u32>,
-    entry: Cell<Option<EntryId>>,
+    entry: Cell<EntryId>,
     handle: Cell<RawHandle>,
     /// Neighbours in the registration's list, or (`next`) on the free list.
     previous: Cell<Option<SlotRef>>,
     next: Cell<Option<SlotRef>>,
-    waiter: Cell<Option<Parked>>,
-    /// How to drop the caller's state; `None` when the slot holds none.
-    drop_state: Cell<Option<unsafe fn(SlotRef)>>,
-    ending: Cell<Option<Ending>>,
-    kind: Cell<&'static str>,
+    /// Who waits: a task of the queue's, or [`TaskId::OTHER`] with what does in `waiter`.
+    task: Cell<TaskId>,
+    waiter: Cell<Option<Continuation>>,
+    /// The type of the caller's state.
+    kind: Cell<&'static Kind>,
+    /// The state is there.
+    is_held: Cell<bool>,
+    /// How it ended, when it has.
+    ending: Cell<Ending>,
     caller: Cell<&'static Location<'static>>,
     since: Cell<Duration>,
     /// Where Winsock writes a receive's flags.
@@ -166,7 +185,11 @@ impl Slot {
     }
 
     pub(crate) fn entry(&self) -> Option<EntryId> {
-        self.entry.get()
+        self.entry.get().exists()
+    }
+
+    pub(crate) fn is_linked(&self) -> bool {
+        self.linked.get()
     }
 
     pub(crate) fn handle(&self) -> RawHandle {
@@ -182,7 +205,7 @@ impl Slot {
     }
 
     pub(crate) fn kind(&self) -> &'static str {
-        self.kind.get()
+        (self.kind.get().name)()
     }
 
     pub(crate) fn caller(&self) -> &'static Location<'static> {
@@ -197,12 +220,40 @@ impl Slot {
         self.next.get()
     }
 
-    pub(crate) fn set_waiter(&self, waiter: Parked) -> Option<Parked> {
-        self.waiter.replace(Some(waiter))
+    /// The one that waited until now comes back.
+    pub(crate) fn set_waiter(&self, waiter: Continuation) -> Option<Parked> {
+        let before = self.take_waiter();
+        self.waiter.set(Some(waiter));
+        self.task.set(TaskId::OTHER);
+        before
+    }
+
+    /// The one that waited until now comes back, if it was no task.
+    #[inline]
+    pub(crate) fn set_task(&self, task: TaskId) -> Option<Continuation> {
+        match self.task.replace(task) {
+            TaskId::OTHER => self.waiter.take(),
+            _ => None,
+        }
+    }
+
+    /// The task that waits, if it is one.
+    #[inline]
+    pub(crate) fn take_task(&self) -> Option<TaskId> {
+        let task = self.task.get();
+        if !task.is_name() {
+            return None;
+        }
+        self.task.set(TaskId::NONE);
+        Some(task)
     }
 
     pub(crate) fn take_waiter(&self) -> Option<Parked> {
-        self.waiter.take()
+        match self.task.replace(TaskId::NONE) {
+            TaskId::NONE => None,
+            TaskId::OTHER => self.waiter.take().map(Parked::Other),
+            task => Some(Parked::Task(task)),
+        }
     }
 
     /// The address the kernel is given.
@@ -256,7 +307,14 @@ impl Slot {
 
     /// How a finished operation ended.
     pub(crate) fn ending(&self) -> Option<Ending> {
-        self.ending.get()
+        matches!(self.state(), State::Done | State::Retired).then(|| self.ending.get())
+    }
+
+    /// What an operation that has ended without an error answered with.
+    #[inline]
+    pub(crate) fn success(&self) -> Option<u32> {
+        let Ending { status, bytes } = self.ending.get();
+        (self.state() == State::Done && status.0 == STATUS_SUCCESS).then_some(bytes)
     }
 
     fn reset_overlapped(&self) {
@@ -276,7 +334,7 @@ impl SlotRef {
     /// Idle -> Exposed: the address leaves our hands.
     pub(crate) fn expose(self, entry: Option<EntryId>, handle: RawHandle) {
         debug_assert!(matches!(self.state(), State::Idle));
-        self.entry.set(entry);
+        self.entry.set(entry.unwrap_or(EntryId::NONE));
         self.handle.set(handle);
         self.started.set(false);
         self.packet_due.set(true);
@@ -286,14 +344,14 @@ impl SlotRef {
     /// The registration of an operation that was started before its handle was registered.
     pub(crate) fn adopt(self, entry: EntryId) {
         debug_assert!(self.entry().is_none());
-        self.entry.set(Some(entry));
+        self.entry.set(entry);
     }
 
     /// Exposed -> Idle: the call is known not to have started anything, or never to have been made.
     /// The slot is in no registration's list any more.
     pub(crate) fn reset(self) {
         debug_assert!(matches!(self.state(), State::Exposed));
-        self.entry.set(None);
+        self.entry.set(EntryId::NONE);
         self.packet_due.set(false);
         self.closed_under.set(false);
         // The place in the file stays, so that the operation can be started again (pitfall 41).
@@ -322,7 +380,7 @@ impl SlotRef {
     #[inline]
     pub(crate) fn launch(self, entry: EntryId, handle: RawHandle) {
         debug_assert!(matches!(self.state(), State::Idle));
-        self.entry.set(Some(entry));
+        self.entry.set(entry);
         self.handle.set(handle);
         self.started.set(true);
         self.state.set(State::InFlight);
@@ -341,7 +399,7 @@ impl SlotRef {
         let parked = self.take_waiter();
         match parked {
             Some(Parked::Other(Continuation::Waker(parked))) if parked.will_wake(waker) => {
-                self.waiter.set(Some(parked.into()));
+                drop(self.set_waiter(parked.into()));
             }
             parked => {
                 let replaced = self.set_waiter(waker.clone().into());
@@ -369,7 +427,7 @@ impl SlotRef {
 
     /// As [`finish`](Self::finish), for a call that ended at once without touching the status word.
     pub(crate) fn finish_with(self, ending: Ending) {
-        self.ending.set(Some(ending));
+        self.ending.set(ending);
         self.state.set(State::Done);
     }
 
@@ -380,7 +438,7 @@ impl SlotRef {
 
     /// Done, Idle -> Retired: the state was taken, a packet may still come.
     fn retire(self) {
-        debug_assert!(self.drop_state.get().is_none());
+        debug_assert!(!self.is_held.get());
         self.state.set(State::Retired);
     }
 
@@ -389,6 +447,8 @@ impl SlotRef {
     }
 
     pub(crate) fn link(self, head: &mut Option<SlotRef>) {
+        debug_assert!(!self.is_linked());
+        self.linked.set(true);
         self.previous.set(None);
         self.next.set(*head);
         if let Some(next) = *head {
@@ -398,6 +458,8 @@ impl SlotRef {
     }
 
     pub(crate) fn unlink(self, head: &mut Option<SlotRef>) {
+        debug_assert!(self.is_linked());
+        self.linked.set(false);
         let (previous, next) = (self.previous.take(), self.next.take());
         match previous {
             Some(previous) => previous.next.set(next),
@@ -456,8 +518,18 @@ impl SlotRef {
         Self(unsafe { NonNull::new_unchecked(std::ptr::with_exposed_provenance_mut(address)) })
     }
 
+    #[inline]
     pub(crate) fn call(self) -> Call {
         self.call.get()
+    }
+
+    /// Where a receive puts what comes, and how much there is room for.
+    #[inline]
+    pub(crate) fn receive(self) -> Option<(*mut u8, usize)> {
+        match self.call.get() {
+            Call::Receive { at, length } => Some((at, length)),
+            _ => None,
+        }
     }
 
     pub(crate) fn set_call(self, call: Call) {
@@ -539,8 +611,8 @@ impl SlotRef {
     /// # Safety
     /// The slot holds a `T`, and the kernel is done with it.
     unsafe fn take_state<T>(self) -> T {
-        self.drop_state.set(None);
-        // SAFETY: the caller says there is a T; with `drop_state` cleared nobody reads it again.
+        self.is_held.set(false);
+        // SAFETY: the caller says there is a T; with `is_held` cleared nobody reads it again.
         unsafe {
             let place = self.state_ptr::<T>();
             if is_boxed::<T>() { *Box::from_raw(place) } else { place.read() }
@@ -591,7 +663,7 @@ impl Slab {
                 Err(error) => return Err((error, state)),
             },
         };
-        self.free[class].set(slot.next.take());
+        self.free[class].set(slot.next.get());
         debug_assert!(slot.state() == State::Free);
         // SAFETY: a free slot is nobody's, and its class has room for a T (or for a pointer to one).
         unsafe {
@@ -602,12 +674,10 @@ impl Slab {
             }
         }
         slot.reset_overlapped();
-        slot.drop_state.set(Some(drop_state::<T>));
-        slot.ending.set(None);
+        slot.kind.set(Kind::of::<T>());
+        slot.is_held.set(true);
         slot.packet_due.set(false);
         slot.closed_under.set(false);
-        slot.entry.set(None);
-        slot.kind.set(type_name::<T>());
         slot.caller.set(caller);
         slot.since.set(since);
         slot.state.set(State::Idle);
@@ -616,11 +686,11 @@ impl Slab {
 
     /// Back on the free list. The slot is in no registration's list and holds no state.
     pub(crate) fn free(&self, slot: SlotRef) {
-        debug_assert!(slot.drop_state.get().is_none());
+        debug_assert!(!slot.is_held.get() && !slot.is_linked());
         debug_assert!(slot.state() != State::Free);
         let list = &self.free[usize::from(slot.class)];
         slot.generation.set(slot.generation.get().wrapping_add(1));
-        slot.entry.set(None);
+        slot.entry.set(EntryId::NONE);
         slot.state.set(State::Free);
         slot.next.set(list.get());
         list.set(Some(slot));
@@ -674,16 +744,18 @@ impl Chunk {
                 started: Cell::new(false),
                 counted: Cell::new(false),
                 closed_under: Cell::new(false),
+                linked: Cell::new(false),
                 class: class as u8,
                 generation: Cell::new(0),
-                entry: Cell::new(None),
+                entry: Cell::new(EntryId::NONE),
                 handle: Cell::new(std::ptr::null_mut()),
                 previous: Cell::new(None),
                 next: Cell::new(None),
+                task: Cell::new(TaskId::NONE),
                 waiter: Cell::new(None),
-                drop_state: Cell::new(None),
-                ending: Cell::new(None),
-                kind: Cell::new(""),
+                kind: Cell::new(Kind::of::<()>()),
+                is_held: Cell::new(false),
+                ending: Cell::new(ENDED_AT_ONCE),
                 caller: Cell::new(Location::caller()),
                 since: Cell::new(Duration::ZERO),
                 #[cfg(windows)]
@@ -736,10 +808,10 @@ impl Drop for Slab {
                 }
                 for slot in chunk.slots() {
                     drop(slot.take_waiter());
-                    if let Some(drop_state) = slot.drop_state.take() {
-                        // SAFETY: the slot holds the state this was stored for, and no slot of this
-                        // chunk is the kernel's.
-                        unsafe { drop_state(slot) };
+                    if slot.is_held.get() {
+                        // SAFETY: the slot holds a state of this kind, and no slot of this chunk is the
+                        // kernel's.
+                        unsafe { (slot.kind.get().drop_state)(slot) };
                     }
                 }
                 // SAFETY: allocated in `Chunk::new` with this layout; nobody can have a SlotRef any
@@ -758,8 +830,11 @@ impl Drop for Slab {
 /// The slot holds a `T` until the ticket takes it. Dropping a ticket gives the operation up:
 /// whoever holds one decides what happens then (`Inner::abandon`).
 pub(crate) struct Ticket<T: 'static> {
-    queue: Rc<Inner>,
+    /// None once the state was taken.
+    queue: Option<Rc<Inner>>,
     slot: SlotRef,
+    /// That the slot is still this ticket's follows from its states; where it costs nothing it is looked at.
+    #[cfg(debug_assertions)]
     generation: u32,
     state: PhantomData<*mut T>,
 }
@@ -772,25 +847,38 @@ impl<T: 'static> Ticket<T> {
         caller: &'static Location<'static>,
     ) -> Result<Self, (OutOfMemory, T)> {
         let slot = queue.slab.allocate(state, queue.clock(), caller)?;
-        let generation = slot.generation.get();
-        Ok(Self { queue: Rc::clone(queue), slot, generation, state: PhantomData })
+        Ok(Self {
+            queue: Some(Rc::clone(queue)),
+            slot,
+            #[cfg(debug_assertions)]
+            generation: slot.generation.get(),
+            state: PhantomData,
+        })
     }
 
+    #[inline]
     pub(crate) fn queue(&self) -> &Rc<Inner> {
-        &self.queue
+        self.queue.as_ref().expect("a ticket is used once")
     }
 
     /// The slot, which is this ticket's until the state is taken.
     #[inline]
     pub(crate) fn slot(&self) -> SlotRef {
+        #[cfg(debug_assertions)]
         assert!(self.slot.generation.get() == self.generation, "a ticket outlived its operation");
         self.slot
+    }
+
+    /// What an operation that has ended without an error answered with.
+    #[inline]
+    pub(crate) fn success(&self) -> Option<u32> {
+        self.slot().success()
     }
 
     /// Whether the operation has ended, or its queue has.
     #[inline]
     pub(crate) fn may_be_over(&self) -> bool {
-        self.slot.state() == State::Done || self.queue.has_ended()
+        self.slot.state() == State::Done || self.queue().has_ended()
     }
 
     /// Where the state is. Forms no reference.
@@ -802,45 +890,40 @@ impl<T: 'static> Ticket<T> {
     /// Takes the state and gives the slot back, or retires it while a packet may come.
     ///
     /// Only in Idle and Done; otherwise the ticket comes back.
-    pub(crate) fn take(self) -> Result<T, Self> {
-        let slot = self.slot();
-        if !matches!(slot.state(), State::Idle | State::Done) {
-            return Err(self);
-        }
-        // SAFETY: this ticket was made with a T that is still there; in these two states the kernel
-        // does not have the slot, or is done with it.
-        let state = unsafe { slot.take_state::<T>() };
-        self.queue.release(slot);
-        self.disarm();
-        Ok(state)
+    pub(crate) fn take(mut self) -> Result<T, Self> {
+        let is_ours = matches!(self.slot().state(), State::Idle | State::Done);
+        if is_ours { Ok(self.take_state()) } else { Err(self) }
     }
 
-    /// As `take`, for an operation that has ended.
+    /// As `take`, for an operation that has ended. The ticket is used up.
     ///
     /// # Panics
     /// When it has not.
-    #[inline]
-    pub(crate) fn take_done(self) -> T {
-        let slot = self.slot();
-        assert!(slot.state() == State::Done, "an operation's state was taken before its end");
-        // SAFETY: this ticket was made with a T that is still there, and the kernel is done with it.
-        let state = unsafe { slot.take_state::<T>() };
-        self.queue.release(slot);
-        self.disarm();
-        state
+    #[inline(always)]
+    pub(crate) fn take_done(&mut self) -> T {
+        assert!(self.slot.state() == State::Done, "an operation's state was taken before its end");
+        self.take_state()
     }
 
-    fn disarm(self) {
-        let mut ticket = std::mem::ManuallyDrop::new(self);
-        // SAFETY: `ticket` is never used again, so its queue is dropped exactly once.
-        unsafe { std::ptr::drop_in_place(&raw mut ticket.queue) };
+    /// In Idle and Done.
+    #[inline(always)]
+    fn take_state(&mut self) -> T {
+        let slot = self.slot();
+        let queue = self.queue.take().expect("a ticket is used once");
+        // SAFETY: this ticket was made with a T that is still there, as it was not used before and the slot
+        // is still its own; in these two states the kernel does not have the slot, or is done with it.
+        let state = unsafe { slot.take_state::<T>() };
+        queue.release(slot);
+        state
     }
 }
 
 impl<T: 'static> Drop for Ticket<T> {
+    #[inline]
     fn drop(&mut self) {
-        let slot = self.slot();
-        self.queue.abandon(slot);
+        if let Some(queue) = &self.queue {
+            queue.abandon(self.slot());
+        }
     }
 }
 
@@ -859,10 +942,10 @@ pub(crate) fn dispose(queue: &Inner, slot: SlotRef) {
     // It has ended for whoever looks from inside the drop.
     queue.count(slot, false);
     let _release = Release(queue, slot);
-    if let Some(drop_state) = slot.drop_state.take() {
-        // SAFETY: the slot holds the state this was stored for, and in these two states the kernel
-        // does not have it, or is done with it.
-        unsafe { drop_state(slot) };
+    if slot.is_held.get() {
+        // SAFETY: the slot holds a state of this kind, and in these two states the kernel does not have
+        // it, or is done with it.
+        unsafe { (slot.kind.get().drop_state)(slot) };
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::continuation::{Continuation, Parked, Runnable};
+use crate::continuation::{Continuation, Parked, ReadyList, Runnable};
 use crate::error::{Closed, Refused, Undrained};
 use crate::handle::{
     AnyHandle, AsAnyHandle, EntryId, Facts, HandleId, Persist, PersistError, PersistFailure,
@@ -21,12 +21,10 @@ use crate::handle::{
 };
 use crate::kernel::iocp::packet::{Claim, Packet, examine};
 use crate::kernel::owner::{self, Owner};
-use crate::kernel::{BindError, Event, Identity, Kernel, KernelKind};
+use crate::kernel::{BindError, Identity, Kernel, KernelKind, Sink};
 use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
-#[cfg(unix)]
-use crate::operation::Ending;
-use crate::operation::{Slab, SlotRef, State, dispose, settle};
+use crate::operation::{Ending, Slab, SlotRef, State, dispose, settle};
 use crate::task::{self, Task, Tasks};
 use crate::time::{Deadline, FOR_EVER_MS, Timers};
 use crate::trace::event;
@@ -36,7 +34,7 @@ use crate::trace::event;
 const BUDGET: u32 = 128;
 
 /// How many continuations `run` resumes between two looks at the kernel.
-const RESUMES: u32 = 256;
+const RESUMES: usize = 256;
 
 /// How long dropping a queue waits for the kernel to give back what was in flight.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -68,7 +66,7 @@ pub(crate) struct Inner {
     pub(crate) tasks: Tasks,
     pub(crate) timers: Timers,
     /// What came off the kernel and was neither handed out nor resumed yet.
-    ready: RefCell<VecDeque<Parked>>,
+    ready: RefCell<ReadyList>,
     /// Waits that were over before they began, for the next poll to hand out.
     over: RefCell<Vec<Parked>>,
     /// Operations that ended and that nobody wants: their states are still to be dropped.
@@ -156,6 +154,37 @@ impl Drop for Entered {
     }
 }
 
+/// Takes in what the kernel brings.
+struct Intake<'a> {
+    queue: &'a Inner,
+    ready: &'a mut ReadyList,
+    /// A notifier rang.
+    notified: bool,
+}
+
+impl Sink for Intake<'_> {
+    fn packet(&mut self, packet: Packet) {
+        match examine(packet, &self.queue.slab) {
+            Claim::Ended(slot) => {
+                self.queue.note_packet(slot, packet.key);
+                self.queue.complete(slot, self.ready);
+            }
+            Claim::Wake => self.rang(),
+            Claim::Foreign => self.queue.note_foreign(packet),
+        }
+    }
+
+    #[inline(always)]
+    fn ended(&mut self, slot: SlotRef, ending: Ending) {
+        self.queue.ended(slot, ending, self.ready);
+    }
+
+    fn rang(&mut self) {
+        self.queue.shared.answered();
+        self.notified = true;
+    }
+}
+
 impl Inner {
     fn new(kernel: Kernel) -> Rc<Self> {
         let (shared, owner) = Shared::new(kernel.alarm());
@@ -221,7 +250,6 @@ impl Inner {
 
     /// Idle -> InFlight, if the registration is there.
     #[cfg(unix)]
-    #[inline]
     pub(crate) fn launch(&self, slot: SlotRef, entry: EntryId, handle: RawHandle) -> bool {
         let mut registry = self.registry.borrow_mut();
         if self.closed.get() || !registry.is_attached(entry) {
@@ -229,14 +257,19 @@ impl Inner {
         }
         slot.launch(entry, handle);
         registry.link(entry, slot);
-        slot.set_counted(true);
-        self.counted.set(self.counted.get() + 1);
         true
+    }
+
+    /// The operations of a registration that ends, newest first. Whoever looks at them may release them.
+    fn operations(&self, entry: EntryId) -> impl Iterator<Item = SlotRef> + use<> {
+        #[cfg(unix)]
+        self.kernel.adopt(entry, |slot| self.registry.borrow_mut().link(entry, slot));
+        self.registry.borrow().operations(entry)
     }
 
     /// The operations of a registration that the kernel still has, and which use of their slots each is.
     pub(crate) fn left_behind(&self, entry: EntryId) -> Vec<(SlotRef, u32)> {
-        let operations = self.registry.borrow().operations(entry);
+        let operations = self.operations(entry);
         let left = operations.filter(|slot| slot.is_started() && slot.is_kernels());
         left.map(|slot| (slot, slot.generation())).collect()
     }
@@ -262,10 +295,11 @@ impl Inner {
     /// The end of a slot's use. Its state was taken or dropped.
     pub(crate) fn release(&self, slot: SlotRef) {
         self.count(slot, false);
-        let Some(entry) = slot.entry() else {
+        if !slot.is_linked() {
             settle(&self.slab, slot, false);
             return;
-        };
+        }
+        let Some(entry) = slot.entry() else { unreachable!("it is in a registration's list") };
         let mut registry = self.registry.borrow_mut();
         // Past the registration's end a packet's key matches nothing, so the slot need not wait
         // for it.
@@ -335,11 +369,10 @@ impl Inner {
     }
 
     /// An operation has ended, and no packet tells of it. Runs no user code.
-    #[inline]
-    fn ended(&self, slot: SlotRef, out: &mut VecDeque<Parked>) {
+    #[inline(always)]
+    fn ended(&self, slot: SlotRef, ending: Ending, out: &mut ReadyList) {
         // This was what stands for the packet.
         slot.no_packet_due();
-        let ending = slot.read_ending();
         if slot.state() == State::InFlight && ending.status.0 == 0 {
             slot.finish_with(ending);
             self.count(slot, false);
@@ -350,13 +383,15 @@ impl Inner {
     }
 
     /// Whoever waits for the operation is ready.
-    #[inline]
-    fn wake(&self, slot: SlotRef, out: &mut VecDeque<Parked>) {
-        match slot.take_waiter() {
-            // It is there, for another operation that has ended.
-            Some(Parked::Task(task)) if !self.tasks.becomes_ready(task) => {}
-            Some(waiter) => out.push_back(waiter),
-            None => {}
+    #[inline(always)]
+    fn wake(&self, slot: SlotRef, out: &mut ReadyList) {
+        if let Some(task) = slot.take_task() {
+            // Else it is there, for another operation that has ended.
+            if self.tasks.becomes_ready(task) {
+                out.push_task(task);
+            }
+        } else if let Some(other) = slot.take_waiter() {
+            out.push(other);
         }
     }
 
@@ -364,8 +399,8 @@ impl Inner {
     #[inline]
     pub(crate) fn park(&self, slot: SlotRef, waker: &Waker) -> bool {
         if let Some(task) = self.tasks.waker_of(waker) {
-            match slot.set_waiter(Parked::Task(task)) {
-                None | Some(Parked::Task(_)) => return false,
+            match slot.set_task(task) {
+                None => return false,
                 replaced => drop(replaced),
             }
         } else {
@@ -375,7 +410,8 @@ impl Inner {
     }
 
     /// An operation's end has come. Runs no user code.
-    fn complete(&self, slot: SlotRef, out: &mut VecDeque<Parked>) {
+    #[inline(never)]
+    fn complete(&self, slot: SlotRef, out: &mut ReadyList) {
         match slot.state() {
             State::InFlight | State::Cancelling => {
                 let unexpected = slot.state() == State::InFlight;
@@ -415,7 +451,7 @@ impl Inner {
     /// A registered handle turned out to be closed: its waits say so when they end. True where
     /// something waited.
     fn closed_early(&self, entry: EntryId) -> bool {
-        let operations = self.registry.borrow().operations(entry);
+        let operations = self.operations(entry);
         let mut waited = false;
         for slot in operations {
             if matches!(slot.state(), State::InFlight) {
@@ -431,7 +467,7 @@ impl Inner {
     fn end_registration(&self, entry: EntryId) {
         // Before any of its operations' memory is used again.
         self.kernel.forget(entry);
-        let operations = self.registry.borrow().operations(entry);
+        let operations = self.operations(entry);
         self.registry.borrow_mut().detach(entry);
         for slot in operations {
             if slot.state() == State::Retired {
@@ -594,7 +630,7 @@ impl Inner {
             return;
         }
         // Cancelling first: should it unwind, the tables still say what is (pitfall 36).
-        let operations = self.registry.borrow().operations(entry);
+        let operations = self.operations(entry);
         let mut left = false;
         for slot in operations {
             match slot.state() {
@@ -676,29 +712,12 @@ impl Inner {
 
     /// Takes one batch off the kernel. Says whether a notifier rang. Runs no user code.
     fn dequeue(&self, timeout_ms: u32) -> io::Result<bool> {
-        let mut notified = false;
         let mut ready = self.ready.borrow_mut();
-        let out = &mut *ready;
-        let mut wake = || {
-            self.shared.answered();
-            notified = true;
-        };
-        self.kernel.dequeue(timeout_ms, |event| match event {
-            Event::Packet(packet) => match examine(packet, &self.slab) {
-                Claim::Ended(slot) => {
-                    self.note_packet(slot, packet.key);
-                    self.complete(slot, out);
-                }
-                Claim::Wake => wake(),
-                Claim::Foreign => self.note_foreign(packet),
-            },
-            Event::Ended(slot) => self.ended(slot, out),
-            #[cfg(unix)]
-            Event::Wake => wake(),
-        })?;
+        let mut intake = Intake { queue: self, ready: &mut ready, notified: false };
+        self.kernel.dequeue(timeout_ms, &mut intake)?;
         self.budget.set(BUDGET);
         self.overdue.set(false);
-        Ok(notified)
+        Ok(intake.notified)
     }
 
     fn note_foreign(&self, packet: Packet) {
@@ -742,11 +761,10 @@ impl Inner {
     /// Asks the kernel until something is ready, the time is up, or (unless `even_idle`) nothing is
     /// waited for. Runs no user code; `after_turn` does.
     fn turn(&self, timeout: Option<Duration>, even_idle: bool) -> io::Result<()> {
-        let mut over = self.over.borrow_mut();
-        if !over.is_empty() {
-            self.ready.borrow_mut().extend(over.drain(..));
+        if !self.over.borrow().is_empty() {
+            let mut ready = self.ready.borrow_mut();
+            self.over.borrow_mut().drain(..).for_each(|it| ready.push(it));
         }
-        drop(over);
         if self.closed.get() {
             return Ok(());
         }
@@ -779,7 +797,9 @@ impl Inner {
             now = self.kernel.now();
             self.clock.set(self.kernel.coarse_now());
             while let Some(waker) = self.timers.expire(now) {
-                self.ready.borrow_mut().extend(waker.map(Parked::from));
+                if let Some(waker) = waker {
+                    self.ready.borrow_mut().push(waker.into());
+                }
             }
             let is_over = notified || self.has_unheard() || idle() || deadline.has_passed(now);
             if self.has_ready() || is_over {
@@ -794,7 +814,15 @@ impl Inner {
     }
 
     /// Drops what nobody wants and reports foreign packets: user code, with nothing borrowed.
+    #[inline]
     fn after_turn(&self) {
+        if self.has_unheard() {
+            self.hear();
+        }
+    }
+
+    #[cold]
+    fn hear(&self) {
         loop {
             let Some(slot) = self.unwanted.borrow_mut().pop() else { break };
             dispose(self, slot);
@@ -803,9 +831,9 @@ impl Inner {
     }
 
     /// What became ready first.
-    #[inline]
+    #[inline(always)]
     fn next_ready(&self) -> Option<Parked> {
-        let first = self.ready.borrow_mut().pop_front();
+        let first = self.ready.borrow_mut().pop();
         first.or_else(|| self.shared.next(&self.owner).map(Parked::Task))
     }
 
@@ -816,7 +844,7 @@ impl Inner {
     }
 
     /// Resumes what became ready first. False where nothing is.
-    #[inline]
+    #[inline(always)]
     fn resume_next(&self) -> bool {
         match self.next_ready() {
             Some(Parked::Task(task)) => self.resume_task(task),
@@ -848,10 +876,10 @@ impl Inner {
             turned?;
             // What that brought has its turn before `step`, which may never be done being busy.
             let brought = self.ready.borrow().len() + self.shared.len(&self.owner);
+            let brought = brought.min(RESUMES);
             resumed = 0;
-            while resumed < RESUMES && (resumed as usize) < brought {
-                let may_go_on = !self.overdue.get() && !self.closed.get();
-                if !may_go_on || !self.resume_next() {
+            while resumed < brought && !self.overdue.get() && !self.closed.get() {
+                if !self.resume_next() {
                     break;
                 }
                 resumed += 1;
@@ -1014,7 +1042,9 @@ impl Inner {
         self.slab.for_each(|slot| waiters.extend(slot.take_waiter()));
         waiters.extend(self.timers.end().into_iter().map(Parked::from));
         waiters.extend(self.over.take());
-        self.ready.borrow_mut().extend(waiters);
+        let mut ready = self.ready.borrow_mut();
+        waiters.into_iter().for_each(|it| ready.push(it));
+        drop(ready);
         self.resume_rest();
     }
 }

@@ -216,8 +216,10 @@ impl Tasks {
     fn reserve(&self) -> TaskId {
         let mut places = self.places.borrow_mut();
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            let index = u32::try_from(places.len()).expect("fewer than 2^32 tasks");
+            assert!(index != TaskId::END, "too many tasks");
             places.push(Place::default());
-            u32::try_from(places.len() - 1).expect("fewer than 2^32 tasks")
+            index
         });
         self.unfinished.set(self.unfinished.get() + 1);
         TaskId { index, generation: places[index as usize].generation }
@@ -237,6 +239,7 @@ impl Tasks {
     }
 
     /// Its future is gone.
+    #[inline(never)]
     fn finish(&self, body: &Body) {
         body.handle.retire();
         let mut places = self.places.borrow_mut();
@@ -276,35 +279,42 @@ impl Tasks {
     }
 }
 
-/// A task whose future was taken, to be polled or dropped. Finishes it, unless the future is put back.
-struct Turn<'a> {
-    tasks: &'a Tasks,
-    body: Rc<Body>,
-    goes_on: bool,
-}
-
-impl<'a> Turn<'a> {
-    /// With the future, which is to be gone before this is. None where the task is finished; one that is
-    /// being polled is polled again after that.
+impl Tasks {
+    /// A task that is to be polled or dropped, and its future, which is to be gone before the task is
+    /// finished. None where it is finished; one that is being polled is polled again after that.
     #[inline]
-    fn begin(tasks: &'a Tasks, id: TaskId) -> Option<(Self, BoxedFuture)> {
-        let body = tasks.with(id, Rc::clone)?;
+    fn begin(&self, id: TaskId) -> Option<(Rc<Body>, BoxedFuture)> {
+        let body = self.with(id, Rc::clone)?;
         body.is_ready.set(false);
         let Some(future) = body.future.take() else {
             body.again.set(true);
             return None;
         };
+        Some((body, future))
+    }
+}
+
+/// A task whose future was taken. Finishes it, unless the future is put back.
+struct Turn<'a> {
+    tasks: &'a Tasks,
+    body: &'a Body,
+    goes_on: bool,
+}
+
+impl<'a> Turn<'a> {
+    #[inline(always)]
+    fn of(tasks: &'a Tasks, body: &'a Body) -> Self {
         tasks.inside.set(tasks.inside.get() + 1);
-        Some((Self { tasks, body, goes_on: false }, future))
+        Self { tasks, body, goes_on: false }
     }
 }
 
 impl Drop for Turn<'_> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         self.tasks.inside.set(self.tasks.inside.get() - 1);
         if !self.goes_on {
-            self.tasks.finish(&self.body);
+            self.tasks.finish(self.body);
         }
     }
 }
@@ -320,9 +330,12 @@ impl Drop for Polling<'_> {
 
 impl Inner {
     /// Polls a task, or drops one that was cancelled. Does nothing for one that is finished.
+    #[inline(never)]
     pub(crate) fn resume_task(&self, id: TaskId) {
-        let Some((mut turn, mut future)) = Turn::begin(&self.tasks, id) else { return };
-        let body = &*turn.body;
+        let Some((body, future)) = self.tasks.begin(id) else { return };
+        let mut turn = Turn::of(&self.tasks, &body);
+        // Dropped before the task is finished, whatever happens.
+        let mut future = future;
         body.handle.answer();
         let is_over = || self.is_closed() || body.handle.is_cancelled();
         // Closed after poll had handed it out: it must not be resumed any more.
@@ -337,7 +350,8 @@ impl Inner {
         if polled.is_ready() || is_over() {
             return drop(future);
         }
-        body.future.set(Some(future));
+        // What was there before is here.
+        mem::forget(body.future.replace(Some(future)));
         if body.again.replace(false) && !body.is_ready.replace(true) {
             self.hand_out(Parked::Task(id));
         }
@@ -346,7 +360,8 @@ impl Inner {
 
     /// Drops a task's future, unless it is finished or being polled. Runs user code.
     pub(crate) fn drop_task(&self, id: TaskId) {
-        let Some((_turn, future)) = Turn::begin(&self.tasks, id) else { return };
+        let Some((body, future)) = self.tasks.begin(id) else { return };
+        let _turn = Turn::of(&self.tasks, &body);
         drop(future);
     }
 

@@ -95,6 +95,7 @@ impl Call {
 
     /// Whether a call at a place of a file has moved less than it might, where the rest may have to be
     /// waited for.
+    #[inline(always)]
     pub(crate) fn is_cut_short(self, count: u32) -> bool {
         match self {
             Self::ReadAt { length, .. } | Self::WriteAt { length, .. } => {
@@ -102,6 +103,24 @@ impl Call {
             }
             _ => false,
         }
+    }
+
+    /// Whether a socket's call waits for the edge, and is made then. The others are begun first, or make
+    /// none.
+    #[inline]
+    pub(crate) fn waits_for_the_edge(self) -> bool {
+        matches!(
+            self,
+            Self::Read { .. }
+                | Self::Write { .. }
+                | Self::ReadVectored { .. }
+                | Self::WriteVectored { .. }
+                | Self::Receive { .. }
+                | Self::Send { .. }
+                | Self::ReceiveFrom { .. }
+                | Self::SendTo { .. }
+                | Self::Shutdown { .. }
+        )
     }
 
     /// Whether it takes what has come on a stream.

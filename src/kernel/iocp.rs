@@ -28,7 +28,7 @@ use self::medium::Medium;
 use self::packet::Packet;
 use self::sequence::Sequence;
 use super::call::{Call, Refusal};
-use super::{BindError, Binding, Event, Identity, Mark};
+use super::{BindError, Binding, Identity, Mark, Sink};
 use crate::error::NtStatus;
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
@@ -366,8 +366,8 @@ impl<N: Nt> CompletionPort<N> {
         self.ended.borrow_mut().pop_front()
     }
 
-    /// Takes one batch off the port and gives each packet to `sink`, which must run no user code.
-    pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Event)) -> io::Result<()> {
+    /// Takes one batch off the port and gives each packet to `sink`.
+    pub(crate) fn dequeue(&self, timeout_ms: u32, sink: &mut impl Sink) -> io::Result<()> {
         let mut entries = self.entries.borrow_mut();
         let timeout_ms = if self.ended.borrow().is_empty() { timeout_ms } else { 0 };
         let filled = match self.nt.dequeue(&self.port, &mut entries[..], timeout_ms) {
@@ -379,13 +379,13 @@ impl<N: Nt> CompletionPort<N> {
             self.take_turns();
         }
         for entry in &entries[..filled] {
-            sink(Event::Packet(Packet::from(entry)));
+            sink.packet(Packet::from(entry));
         }
         while let Some((slot, how)) = self.next_end() {
             if let Some(ending) = how {
                 slot.end(ending);
             }
-            sink(Event::Ended(slot));
+            sink.ended(slot, slot.read_ending());
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ mod poller;
 mod poller;
 mod pool;
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -26,16 +27,17 @@ use std::time::Duration;
 use self::poller::Poller;
 use self::pool::Jobs;
 use super::call::Call;
-use super::source::{IN, Medium, OUT, Source, Sources, entry_of};
+use super::source::{DOUBT_MS, IN, Medium, OUT, Source, Sources, entry_of};
 use super::unix::{self, Bell, Errno, Tried};
-use super::{BindError, Binding, Event, Identity, Mark};
+use super::{BindError, Binding, Identity, Mark, Sink};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
 use crate::op::Closing;
 use crate::operation::{Ending, SlotRef};
 
-/// The poller's key for the bell. No registration has it.
+/// The poller's keys for the bell, and for its timer. No registration has them.
 const BELL: usize = usize::MAX;
+const TIMER: usize = usize::MAX - 2;
 
 /// A poller and what waits for it.
 pub(crate) struct Readiness {
@@ -43,6 +45,10 @@ pub(crate) struct Readiness {
     bell: Arc<Bell>,
     sources: Sources,
     jobs: Arc<Jobs>,
+    /// The poller's timer is set for what waits in doubt.
+    doubts_are_timed: Cell<bool>,
+    /// Where it has none, since when somebody does.
+    doubts_since: Cell<Option<Duration>>,
 }
 
 impl Readiness {
@@ -52,7 +58,14 @@ impl Readiness {
         let bell = Arc::new(Bell::new()?);
         let poller = Poller::new(bell.as_fd(), BELL)?;
         let jobs = Jobs::new(Arc::clone(&bell));
-        Ok(Self { poller, bell, sources: Sources::default(), jobs })
+        Ok(Self {
+            poller,
+            bell,
+            sources: Sources::default(),
+            jobs,
+            doubts_are_timed: Cell::new(false),
+            doubts_since: Cell::new(None),
+        })
     }
 
     pub(crate) fn bell(&self) -> &Arc<Bell> {
@@ -101,7 +114,16 @@ impl Readiness {
         unsafe { self.sources.attempt(entry, call) }
     }
 
-    /// Comes after `attempt` has found nothing.
+    /// Has what was launched watched for more.
+    pub(crate) fn watch_for(&self, slot: SlotRef, more: u8) -> Result<(), Errno> {
+        self.sources.watch(slot, more, |source, more| self.watch(source, more))
+    }
+
+    pub(crate) fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// Comes after `attempt` and `launch` have found nothing.
     ///
     /// # Safety
     /// What `call` points to stays valid, and nobody else's, until the operation's end.
@@ -174,14 +196,17 @@ impl Readiness {
         self.sources.cancel(slot) || self.jobs.cancel(slot)
     }
 
-    pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Event)) -> io::Result<()> {
-        let mut tell = |slot: SlotRef, ending: Ending| {
-            slot.end(ending);
-            sink(Event::Ended(slot));
-        };
-        let (mut heard, mut rang) = (false, false);
-        let longest = self.sources.longest(timeout_ms);
+    pub(crate) fn dequeue(&self, timeout_ms: u32, sink: &mut impl Sink) -> io::Result<()> {
+        let (mut heard, mut rang, mut timer) = (false, false, false);
+        let mut longest = self.sources.longest(timeout_ms);
+        if self.sources.has_doubts() && !self.doubts_are_timed.get() && !self.set_timer() {
+            longest = longest.min(DOUBT_MS);
+        }
         let answer = self.poller.wait(longest, |key, events| {
+            if key == TIMER {
+                timer = true;
+                return;
+            }
             heard = true;
             if key == BELL {
                 rang = true;
@@ -193,21 +218,42 @@ impl Readiness {
                 events,
                 if self.poller.forgets() { IN | OUT } else { 0 },
                 |source, more| self.watch(source, more),
-                &mut tell,
+                sink,
             );
         });
-        self.sources.resolve_doubts(longest > 0 && !heard, &mut tell);
+        if timer {
+            self.doubts_are_timed.set(false);
+            self.sources.resolve_doubts(!heard, sink);
+        } else if let Some(since) = self.doubts_since.get() {
+            let is_due = (unix::coarse_now().saturating_sub(since)).as_millis() >= DOUBT_MS.into();
+            if is_due || (!heard && longest > 0) {
+                self.doubts_since.set(None);
+                self.sources.resolve_doubts(!heard, sink);
+            }
+        }
         if rang {
             if self.poller.forgets() {
                 self.bell.empty();
             }
             self.take_jobs();
         }
-        self.sources.drain(&mut tell);
+        self.sources.drain(sink);
         if rang {
-            sink(Event::Wake);
+            sink.rang();
         }
         answer
+    }
+
+    /// Has the poller tell when those are to be looked after who wait in doubt. False where it has no timer: then
+    /// looks at it are to be short.
+    #[cold]
+    fn set_timer(&self) -> bool {
+        let is_set = self.poller.set_timer(TIMER, DOUBT_MS);
+        self.doubts_are_timed.set(is_set);
+        if !is_set && self.doubts_since.get().is_none() {
+            self.doubts_since.set(Some(unix::coarse_now()));
+        }
+        is_set
     }
 
     // -- files -----------------------------------------------------------------------------------

@@ -8,23 +8,21 @@
 //! A receive on a stream that got less than it had room for has taken all there was (epoll(7), "Possible
 //! pitfalls"), so the next one waits for the edge without trying. There are ways to be wrong about that: a
 //! mark for urgent data, a descriptor that was sent along, end a receive early too. So a wait that trusts it
-//! is looked at again when nothing has happened for [`DOUBT_MS`], or when so much time has passed all the
-//! same. And where the end has been told of, a receive takes what is before it, and it is told of only once.
-
-use std::cell::{Cell, RefCell};
-use std::os::fd::{OwnedFd, RawFd};
-use std::sync::Arc;
-use std::time::Duration;
+//! is looked at again [`DOUBT_MS`] after the first that did. That is told by a timer of the poller's: a time
+//! limit of each wait of the queue's would cost the system more than the message that ends it. And where the end has been told of, a receive takes what is before it, and it is told of only once.
 
 use super::call::{Call, Direction};
 use super::unix::{self, Tried, ending};
-use super::{BindError, Binding, Mark};
+use super::{BindError, Binding, Mark, Sink, tell};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::op;
 use crate::op::Events;
 use crate::operation::{Ending, SlotRef};
+use std::cell::{Cell, RefCell};
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::Arc;
 
-/// How long a queue sleeps at most before it looks after those that wait without having tried.
+/// When a queue looks after those that wait without having tried.
 pub(crate) const DOUBT_MS: u32 = 50;
 
 /// Whether pollers tell of the end of a stream. The crate `polling` does not: it knows no half-closed ones, and
@@ -72,6 +70,7 @@ impl Lane {
         self.first
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, slot: SlotRef) {
         slot.set_behind(None);
         match self.last.replace(slot) {
@@ -203,7 +202,7 @@ impl Source {
     /// # Safety
     /// What `call` points to is valid while this runs.
     #[inline(always)]
-    unsafe fn attempt(&mut self, call: Call) -> Tried {
+    unsafe fn attempt(&mut self, call: Call) -> Result<u32, Tried> {
         let is_accept = matches!(call, Call::Accept { .. });
         // No flag makes a single accept not block, nor a single call of a terminal's.
         if is_accept || (self.nonblocking && self.medium != Medium::Socket) {
@@ -219,11 +218,11 @@ impl Source {
                             && self.medium == Medium::Socket
                             && self.is_stream();
                     }
-                    return Tried::Moved(count);
+                    return Ok(count);
                 }
                 Err(errno) => match self.failed(call, errno) {
                     Tried::Interrupted => {}
-                    tried => return tried,
+                    tried => return Err(tried),
                 },
             }
         }
@@ -249,56 +248,54 @@ impl Source {
         *self.is_stream.get_or_insert_with(|| unix::is_stream_socket(self.fd))
     }
 
-    /// Tries what waits in a direction, in order, until something would block. Gives what has ended to
-    /// `tell`.
+    /// Tries what waits in a direction, in order, until something would block. What has ended is told of.
     #[inline]
-    fn retry(&mut self, direction: Direction, tell: &mut impl FnMut(SlotRef, Ending)) {
-        loop {
-            let lane = self.lane_of(direction);
-            let Some(slot) = lane.first() else { return };
+    fn retry(&mut self, direction: Direction, sink: &mut impl Sink) {
+        while let Some(slot) = self.lane_of(direction).first() {
             // SAFETY: the operation's memory is the kernel's, which is us, until its end.
             let tried = unsafe {
-                match slot.call() {
+                match slot.receive() {
                     // The commonest, apart: what is known of it when this is compiled costs nothing.
-                    Call::Receive { at, length } if !self.drained => {
+                    Some((at, length)) if !self.drained => {
                         self.attempt(Call::Receive { at, length })
                     }
-                    call => self.attempt_any(call),
+                    _ => self.attempt_any(slot.call()),
                 }
             };
-            let result = match tried {
-                Tried::Moved(count) => Ok(count),
-                Tried::Failed(errno) => Err(errno),
-                Tried::WouldBlock | Tried::Interrupted => return,
-                Tried::Unsupported => Err(libc::EOPNOTSUPP),
+            let how = match tried {
+                Ok(count) => ending(Ok(count)),
+                Err(Tried::Failed(errno)) => ending(Err(errno)),
+                Err(Tried::Unsupported) => ending(Err(libc::EOPNOTSUPP)),
+                Err(Tried::Moved(_) | Tried::WouldBlock | Tried::Interrupted) => return,
             };
             self.lane_of(direction).pop();
-            tell(slot, ending(result));
+            tell(sink, slot, how);
         }
     }
 
     /// # Safety
     /// What `call` points to is valid while this runs.
     #[inline(never)]
-    unsafe fn attempt_any(&mut self, call: Call) -> Tried {
+    unsafe fn attempt_any(&mut self, call: Call) -> Result<u32, Tried> {
         match call {
             // SAFETY: passed on.
-            Call::Connect { peer } => unsafe { unix::connect_ended(self.fd, peer) },
-            call if call.receives() && self.drained => Tried::WouldBlock,
+            Call::Connect { peer } => match unsafe { unix::connect_ended(self.fd, peer) } {
+                Tried::Moved(count) => Ok(count),
+                tried => Err(tried),
+            },
+            call if call.receives() && self.drained => Err(Tried::WouldBlock),
             // SAFETY: passed on.
             call => unsafe { self.attempt(call) },
         }
     }
 
-    /// Has the operation wait until its handle is ready; `watch` has it watched for more than now. `doubtful`
-    /// is since when somebody waits without having tried.
-    #[inline]
-    pub(crate) fn wait(
+    /// Has the operation wait until its handle is ready; `watch` has it watched for more than now. Says
+    /// whether it waits without having tried.
+    fn wait(
         &mut self,
         slot: SlotRef,
-        doubtful: &Cell<Option<Duration>>,
         watch: impl FnOnce(&Self, u8) -> Result<(), unix::Errno>,
-    ) -> Result<(), unix::Errno> {
+    ) -> Result<bool, unix::Errno> {
         let call = slot.call();
         let needed = match (call, call.direction()) {
             (Call::Ready { .. }, _) => IN | OUT,
@@ -317,10 +314,7 @@ impl Source {
             Call::Connect { .. } => self.connects_unheard(),
             _ => self.drained && call.receives(),
         };
-        if is_doubtful && doubtful.get().is_none() {
-            doubtful.set(Some(unix::coarse_now()));
-        }
-        Ok(())
+        Ok(is_doubtful)
     }
 
     /// Whether the first to write is a connect to a listener of this machine's: nothing tells when that has
@@ -340,13 +334,14 @@ impl Source {
     }
 
     /// Tells those who look on of what there is to see.
-    fn show(&mut self, events: Events, tell: &mut impl FnMut(SlotRef, Ending)) {
+    #[cold]
+    fn show(&mut self, events: Events, sink: &mut impl Sink) {
         self.onlookers.retain(|slot| {
             let Call::Ready { event } = slot.call() else { unreachable!("only those look on") };
             if !events.says(event) {
                 return true;
             }
-            tell(slot, ending(Ok(events.bits().into())));
+            tell(sink, slot, ending(Ok(events.bits().into())));
             false
         });
     }
@@ -362,8 +357,8 @@ pub(crate) struct Sources {
     list: RefCell<Vec<Option<Source>>>,
     /// Reused, so that it allocates nothing.
     pub(crate) ended: RefCell<Vec<Ended>>,
-    /// Since when somebody waits without having tried.
-    pub(crate) doubtful: Cell<Option<Duration>>,
+    /// Somebody waits without having tried, or is told by nobody.
+    doubtful: Cell<bool>,
 }
 
 impl Sources {
@@ -438,10 +433,10 @@ impl Sources {
         // SAFETY: passed on.
         match unsafe { source.attempt(call) } {
             // The rest of the file may be on the disk.
-            Tried::Moved(count) if call.is_cut_short(count) => None,
-            Tried::Moved(count) => Some(ending(Ok(count))),
-            Tried::Failed(errno) => Some(ending(Err(errno))),
-            Tried::WouldBlock | Tried::Interrupted | Tried::Unsupported => None,
+            Ok(count) if call.is_cut_short(count) => None,
+            Ok(count) => Some(ending(Ok(count))),
+            Err(Tried::Failed(errno)) => Some(ending(Err(errno))),
+            Err(_) => None,
         }
     }
 
@@ -475,13 +470,80 @@ impl Sources {
         });
     }
 
-    /// As [`Source::wait`].
+    /// Has a socket's call wait for its edge: for what its source is to be watched from now on. Nothing, and
+    /// then nothing has happened, where it is of another kind, or its registration is not there.
+    ///
+    /// In its registration's list it is only from [`adopt`](Self::adopt) on.
+    #[inline(always)]
+    pub(crate) fn launch(
+        &self,
+        slot: SlotRef,
+        entry: EntryId,
+        handle: RawHandle,
+        call: Call,
+    ) -> Option<u8> {
+        let mut list = self.list.borrow_mut();
+        let source = list.get_mut(entry.index())?.as_mut()?;
+        if source.key != entry.key()
+            || source.medium != Medium::Socket
+            || !call.waits_for_the_edge()
+        {
+            return None;
+        }
+        slot.launch(entry, handle);
+        slot.set_call(call);
+        let direction = call.direction();
+        source.lane_of(direction).push(slot);
+        if source.drained && call.receives() {
+            self.doubtful.set(true);
+        }
+        Some(bit(direction) & !source.watched)
+    }
+
+    /// Has the source of what was launched watched for more. Where that fails the operation waits no more.
+    pub(crate) fn watch(
+        &self,
+        slot: SlotRef,
+        more: u8,
+        watch: impl FnOnce(&Source, u8) -> Result<(), unix::Errno>,
+    ) -> Result<(), unix::Errno> {
+        self.with(entry_of(slot), |source| {
+            let watched = watch(source, more);
+            match watched {
+                Ok(()) => source.watched |= more,
+                Err(_) => {
+                    source.lane(slot.call()).retain(|waiting| waiting != slot);
+                }
+            }
+            watched
+        })
+    }
+
+    /// Gives `link` what waits under a registration that ends, and is in no list yet.
+    pub(crate) fn adopt(&self, entry: EntryId, mut link: impl FnMut(SlotRef)) {
+        let list = self.list.borrow();
+        let Some(Some(source)) = list.get(entry.index()) else { return };
+        for lane in [source.input, source.output] {
+            let mut next = lane.first();
+            while let Some(slot) = next {
+                next = slot.behind();
+                if !slot.is_linked() && slot.entry() == Some(entry) {
+                    link(slot);
+                }
+            }
+        }
+    }
+
+    /// Has an operation wait until its handle is ready; `watch` has that watched for more than now.
     pub(crate) fn wait(
         &self,
         slot: SlotRef,
         watch: impl FnOnce(&Source, u8) -> Result<(), unix::Errno>,
     ) -> Result<(), unix::Errno> {
-        self.with(entry_of(slot), |source| source.wait(slot, &self.doubtful, watch))
+        if self.with(entry_of(slot), |source| source.wait(slot, watch))? {
+            self.doubtful.set(true);
+        }
+        Ok(())
     }
 
     /// Takes an operation that waits out of its lane: it is cancelled. False where it does not wait.
@@ -495,7 +557,7 @@ impl Sources {
         taken
     }
 
-    /// The poller has something to say. What has ended is given to `tell`, which does not come back here.
+    /// The poller has something to say. What has ended is told of.
     /// The poller watches for what is `unwatched` no more; `watch` has it do so, if something waits.
     #[inline]
     pub(crate) fn became_ready(
@@ -505,7 +567,7 @@ impl Sources {
         events: Events,
         unwatched: u8,
         watch: impl FnOnce(&Source, u8) -> Result<(), unix::Errno>,
-        tell: &mut impl FnMut(SlotRef, Ending),
+        sink: &mut impl Sink,
     ) {
         let mut list = self.list.borrow_mut();
         // A descriptor that was closed while it was watched may live on in a duplicate.
@@ -514,53 +576,49 @@ impl Sources {
             return;
         };
         source.watched &= !unwatched;
-        let ends = [op::Event::PriorityRead, op::Event::Hangup, op::Event::Error];
-        if ends.into_iter().any(|event| events.contains(event)) {
+        if events.says(op::Event::PriorityRead) {
             source.hung_up |= events.contains(op::Event::Hangup);
             // Receives end at the mark; behind them is the end, of which no other edge will tell.
             source.is_stream = Some(false);
         }
         if events.says(op::Event::Read) || events.contains(op::Event::PriorityRead) {
             source.drained = false;
-            source.retry(Direction::In, tell);
+            source.retry(Direction::In, sink);
         }
         if events.says(op::Event::Write) && !source.output.is_empty() {
-            source.retry(Direction::Out, tell);
+            source.retry(Direction::Out, sink);
         }
         if !source.onlookers.is_empty() {
-            source.show(if ENDS_ARE_TOLD { events } else { source.with_its_end(events) }, tell);
+            source.show(if ENDS_ARE_TOLD { events } else { source.with_its_end(events) }, sink);
         }
-        let needed = source.unwatched();
-        if needed != 0 && watch(source, needed).is_ok() {
-            source.watched |= needed;
+        if !source.is_idle() {
+            let needed = source.unwatched();
+            if needed != 0 && watch(source, needed).is_ok() {
+                source.watched |= needed;
+            }
         }
     }
 
     /// How long a look at the poller may take at most.
-    pub(crate) fn longest(&self, timeout_ms: u32) -> u32 {
-        if !self.ended.borrow().is_empty() {
-            0
-        } else if self.doubtful.get().is_some() {
-            timeout_ms.min(DOUBT_MS)
-        } else {
-            timeout_ms
-        }
-    }
-
-    /// Tries those who wait without having tried, or whom nobody tells anything: where a look that could
-    /// take [`DOUBT_MS`] has brought nothing, or as much time has passed with looks that did or could not.
     #[inline]
-    pub(crate) fn resolve_doubts(&self, idle: bool, tell: &mut impl FnMut(SlotRef, Ending)) {
-        let Some(since) = self.doubtful.get() else { return };
-        let now = unix::coarse_now();
-        if idle || now.saturating_sub(since).as_millis() >= DOUBT_MS.into() {
-            self.look_at_doubts(idle, now, tell);
-        }
+    pub(crate) fn longest(&self, timeout_ms: u32) -> u32 {
+        if self.ended.borrow().is_empty() { timeout_ms } else { 0 }
     }
 
+    /// Whether somebody waits without having tried, or is told by nobody: [`resolve_doubts`] is to be called
+    /// in a while.
+    ///
+    /// [`resolve_doubts`]: Self::resolve_doubts
+    #[inline]
+    pub(crate) fn has_doubts(&self) -> bool {
+        self.doubtful.get()
+    }
+
+    /// Tries those who wait without having tried, or whom nobody tells anything. `idle` says that meanwhile
+    /// nothing was told of.
     #[cold]
-    fn look_at_doubts(&self, idle: bool, now: Duration, tell: &mut impl FnMut(SlotRef, Ending)) {
-        self.doubtful.set(None);
+    pub(crate) fn resolve_doubts(&self, idle: bool, sink: &mut impl Sink) {
+        self.doubtful.set(false);
         for source in self.list.borrow_mut().iter_mut().flatten() {
             // Where nobody watches, what is first in the lane is the kernel's.
             let waits = source.watched & IN != 0 && !source.input.is_empty();
@@ -570,26 +628,26 @@ impl Sources {
                     // It was wrong. In a busy queue the edge may just not have been told of yet.
                     source.is_stream = Some(false);
                 }
-                source.retry(Direction::In, tell);
+                source.retry(Direction::In, sink);
             }
             if source.connects_unheard() {
-                source.retry(Direction::Out, tell);
+                source.retry(Direction::Out, sink);
                 if source.connects_unheard() {
-                    self.doubtful.set(Some(now));
+                    self.doubtful.set(true);
                 }
             }
         }
     }
 
-    /// Gives what was cancelled here to `tell`.
+    /// Tells of what was cancelled here.
     #[inline]
-    pub(crate) fn drain(&self, tell: &mut impl FnMut(SlotRef, Ending)) {
+    pub(crate) fn drain(&self, sink: &mut impl Sink) {
         if self.ended.borrow().is_empty() {
             return;
         }
         let mut ended = self.ended.take();
         for (slot, ending) in ended.drain(..) {
-            tell(slot, ending);
+            tell(sink, slot, ending);
         }
         self.ended.replace(ended);
     }

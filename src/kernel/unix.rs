@@ -38,9 +38,8 @@ fn count(returned: isize) -> Result<u32, Errno> {
     if returned < 0 {
         return Err(last_error());
     }
-    // No call moves more than 2 GiB at once on Linux; where one does, the rest is not lost, as the
-    // caller's buffers say how far it got.
-    Ok(u32::try_from(returned).unwrap_or(u32::MAX))
+    // No call is asked to move more (`cut`).
+    Ok(returned as u32)
 }
 
 /// How much one call is asked to move: lengths over 4 GiB are cut, never wrapped.
@@ -397,6 +396,9 @@ pub(crate) fn events_of(flags: i16) -> Events {
     const fn one(flags: i16, flag: i16, event: Event) -> u8 {
         if flags & flag != 0 { event.bit() } else { 0 }
     }
+    if flags == libc::POLLIN {
+        return Events::from_bits(Event::Read.bit()); // The commonest by far.
+    }
     Events::from_bits(
         one(flags, libc::POLLIN, Event::Read)
             | one(flags, libc::POLLOUT, Event::Write)
@@ -535,6 +537,7 @@ fn socket_option(fd: RawFd, name: libc::c_int) -> Result<libc::c_int, Errno> {
 // Time
 
 /// A clock of the system's.
+#[inline]
 pub(crate) fn clock(id: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the place for the answer is ours. The clocks that are asked exist.
@@ -549,6 +552,7 @@ pub(crate) fn now() -> Duration {
 }
 
 /// The same, as of the last tick where there is such a thing: cheaper to read.
+#[inline]
 pub(crate) fn coarse_now() -> Duration {
     #[cfg(target_os = "linux")]
     return clock(libc::CLOCK_MONOTONIC_COARSE);

@@ -35,9 +35,9 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, cqueue, opcode, types};
 
 use super::call::{Call, Direction};
-use super::source::{IN, Medium, OUT, Source, Sources, entry_of};
+use super::source::{DOUBT_MS, IN, Medium, OUT, Source, Sources, entry_of};
 use super::unix::{self, Bell, Errno, cut, ending};
-use super::{BindError, Binding, Event, Identity, Mark};
+use super::{BindError, Binding, Identity, Mark, Sink, tell};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
 use crate::op::{self, Accepted, Closing, Datagram, Events};
@@ -46,9 +46,14 @@ use crate::operation::{Ending, SlotRef, State};
 /// Submissions between two system calls. More are handed over in between.
 const ENTRIES: u32 = 256;
 
+/// When that is due.
+static DOUBTS_AFTER: types::Timespec = types::Timespec::new().nsec(DOUBT_MS * 1_000_000);
+
 /// The user data of what nobody waits for, and of the bell. Slots' addresses are multiples of 64.
 const NOBODY: u64 = 0;
 const BELL: u64 = 2;
+/// Of the timer for what waits in doubt.
+const DOUBTS: u64 = 4;
 /// Added to a slot's address: the ring waits until the handle is ready for the call.
 const POLLS: u64 = 1;
 /// The lowest bits of a source's polls; the others are its key.
@@ -69,6 +74,8 @@ pub(crate) struct Uring {
     enter_flags: u32,
     bell: Arc<Bell>,
     bell_rings: Cell<bool>,
+    /// The timer for what waits in doubt is set.
+    doubts_are_timed: Cell<bool>,
     /// A poll may bring more than one completion (Linux 5.13).
     has_multishot: Cell<bool>,
     /// Linux 6.0 or newer.
@@ -79,7 +86,9 @@ pub(crate) struct Uring {
     /// What found no room in the submission queue, in order.
     backlog: RefCell<VecDeque<Entry>>,
     /// What was taken off the ring to make room, and not gone through.
-    early: RefCell<VecDeque<Completion>>,
+    early: RefCell<Vec<Completion>>,
+    /// What is gone through. Reused, so that it allocates nothing.
+    batch: RefCell<Vec<Completion>>,
 }
 
 impl Uring {
@@ -108,12 +117,14 @@ impl Uring {
             enter_flags: if registered.is_some() { REGISTERED } else { 0 },
             bell,
             bell_rings: Cell::new(false),
+            doubts_are_timed: Cell::new(false),
             has_multishot: Cell::new(true),
             is_recent,
             sources: Sources::default(),
             closings: RefCell::default(),
             backlog: RefCell::default(),
             early: RefCell::default(),
+            batch: RefCell::default(),
             ring: RefCell::new(ring),
         })
     }
@@ -167,7 +178,16 @@ impl Uring {
         }
     }
 
-    /// Comes after `attempt` has found nothing.
+    /// Has what was launched watched for more.
+    pub(crate) fn watch_for(&self, slot: SlotRef, more: u8) -> Result<(), Errno> {
+        self.sources.watch(slot, more, |source, more| self.watch(source, more))
+    }
+
+    pub(crate) fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// Comes after `attempt` and `launch` have found nothing.
     ///
     /// # Safety
     /// What `call` points to stays valid, and nobody else's, until the operation's end.
@@ -184,16 +204,6 @@ impl Uring {
                 self.closings.borrow_mut().push(slot);
             }
             return Outcome::PENDING;
-        }
-        let waits = self.sources.with(entry_of(slot), |source| {
-            let waits = source.medium == Medium::Socket && waits_for_the_edge(call);
-            let watch = |source: &Source, more| self.watch(source, more);
-            waits.then(|| source.wait(slot, &self.sources.doubtful, watch))
-        });
-        match waits {
-            Some(Ok(())) => return Outcome::PENDING,
-            Some(Err(errno)) => return Outcome::from_errno(errno),
-            None => {}
         }
         let waits = call.is_sequential()
             && self.sources.with(entry_of(slot), |source| {
@@ -340,6 +350,7 @@ impl Uring {
     }
 
     /// io_uring_enter(2).
+    #[inline]
     fn enter(
         &self,
         count: u32,
@@ -379,7 +390,7 @@ impl Uring {
         let call = slot.call();
         let is_kernels = self.sources.with(entry_of(slot), |source| {
             // What waits for the edge has not been seen by the kernel, nor what waits for its turn.
-            let waits_here = source.medium == Medium::Socket && waits_for_the_edge(call);
+            let waits_here = source.medium == Medium::Socket && call.waits_for_the_edge();
             let is_first = source.lane(call).first() == Some(slot);
             !waits_here && (is_first || !call.is_sequential())
         });
@@ -392,61 +403,54 @@ impl Uring {
         true
     }
 
-    pub(crate) fn dequeue(&self, timeout_ms: u32, mut sink: impl FnMut(Event)) -> io::Result<()> {
+    pub(crate) fn dequeue(&self, timeout_ms: u32, sink: &mut impl Sink) -> io::Result<()> {
         if !self.bell_rings.get() {
             self.watch_bell();
         }
+        if self.sources.has_doubts() && !self.doubts_are_timed.get() {
+            self.set_timer();
+        }
         let longest = self.sources.longest(timeout_ms);
         let answer = self.look(longest);
-        let mut tell = |slot: SlotRef, ending: Ending| {
-            slot.end(ending);
-            sink(Event::Ended(slot));
-        };
         // Those that come while these are looked at are for the next look.
-        let count = self.early.borrow().len() + self.ring.borrow_mut().completion().len();
-        let idle = count == 0 && longest > 0;
+        let mut batch = self.batch.borrow_mut();
+        if !self.early.borrow().is_empty() {
+            batch.append(&mut self.early.borrow_mut());
+        }
+        batch.extend(self.ring.borrow_mut().completion().map(facts));
+        let is_alone = batch.len() == 1;
         let mut rang = false;
-        for _ in 0..count {
-            let Some((user_data, result, flags)) = self.next_completion() else { break };
+        for (user_data, result, flags) in batch.drain(..) {
             match (user_data, user_data & TAG) {
-                (_, SOURCE_IN | SOURCE_OUT) => self.edge(user_data, result, flags, &mut tell),
+                (_, SOURCE_IN | SOURCE_OUT) => self.edge(user_data, result, flags, sink),
                 (NOBODY, _) => {}
                 (BELL, _) => rang |= self.bell_rang(result, flags),
+                (DOUBTS, _) => {
+                    self.doubts_are_timed.set(false);
+                    self.sources.resolve_doubts(is_alone, sink);
+                }
                 (_, tag) => {
                     // SAFETY: all other user data is a slot's address, with POLLS perhaps. The slot was
                     // the kernel's until now, so its slab is still there, which is part of the queue that
                     // this ring is part of.
                     let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
-                    self.answered(slot, tag == POLLS, result, &mut tell);
+                    self.answered(slot, tag == POLLS, result, sink);
                 }
             }
         }
-        self.sources.resolve_doubts(idle, &mut tell);
-        self.sources.drain(&mut tell);
+        self.sources.drain(sink);
         if !self.closings.borrow().is_empty() {
             self.close_what_is_free();
         }
         if rang {
-            sink(Event::Wake);
+            sink.rang();
         }
         answer
     }
 
-    #[inline]
-    fn next_completion(&self) -> Option<Completion> {
-        let early = self.early.borrow_mut().pop_front();
-        early.or_else(|| self.ring.borrow_mut().completion().next().map(facts))
-    }
-
     /// A source's poll has fired.
     #[inline]
-    fn edge(
-        &self,
-        user_data: u64,
-        result: i32,
-        flags: u32,
-        tell: &mut impl FnMut(SlotRef, Ending),
-    ) {
+    fn edge(&self, user_data: u64, result: i32, flags: u32, sink: &mut impl Sink) {
         let (events, may_watch) = match -result {
             ..=0 => (unix::events_of(result as i16), true),
             libc::ECANCELED => (Events::default(), true),
@@ -464,30 +468,38 @@ impl Uring {
             events,
             if cqueue::more(flags) { 0 } else { what },
             |source, more| if may_watch { self.watch(source, more) } else { Err(libc::EBADF) },
-            tell,
+            sink,
         );
     }
 
     /// Hands over what there is and waits for a completion, if none is there.
     fn look(&self, timeout_ms: u32) -> io::Result<()> {
-        let is_all = self.unload_backlog();
-        let (count, idle, has_work) = {
-            let mut ring = self.ring.borrow_mut();
-            let idle = ring.completion().is_empty() && self.early.borrow().is_empty();
-            let submissions = ring.submission();
+        let is_all = self.backlog.borrow().is_empty() || self.unload_backlog();
+        let mut ring = self.ring.borrow_mut();
+        // What is still to be handed over may be what ends first.
+        let waits = timeout_ms > 0
+            && is_all
+            && ring.completion().is_empty()
+            && self.early.borrow().is_empty();
+        let submissions = ring.submission();
+        let count = submissions.len() as u32;
+        if count == 0 && !waits {
             // Without the flag that says whether there is work, there may be.
             let has_work = !self.is_recent || submissions.taskrun() || submissions.cq_overflow();
-            (submissions.len() as u32, idle, has_work)
-        };
-        // What is still to be handed over may be what ends first.
-        let waits = timeout_ms > 0 && idle && is_all;
-        if count == 0 && !waits && !has_work {
-            return Ok(());
+            if !has_work {
+                return Ok(());
+            }
         }
+        drop(submissions);
+        drop(ring);
         let is_limited = waits && timeout_ms != u32::MAX;
-        let limit =
-            is_limited.then(|| types::Timespec::from(Duration::from_millis(timeout_ms.into())));
-        match self.enter(count, u32::from(waits), GET_EVENTS, limit.as_ref()) {
+        let entered = if is_limited {
+            let limit = types::Timespec::from(Duration::from_millis(timeout_ms.into()));
+            self.enter(count, 1, GET_EVENTS, Some(&limit))
+        } else {
+            self.enter(count, u32::from(waits), GET_EVENTS, None)
+        };
+        match entered {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 // The time is up; a signal came (pitfall 42); completions have to be taken first; or
@@ -496,6 +508,13 @@ impl Uring {
                 _ => Err(error),
             },
         }
+    }
+
+    #[cold]
+    fn set_timer(&self) {
+        let entry = opcode::Timeout::new(&raw const DOUBTS_AFTER).build();
+        self.doubts_are_timed.set(true);
+        self.push(entry.user_data(DOUBTS));
     }
 
     fn watch_bell(&self) {
@@ -522,13 +541,7 @@ impl Uring {
     }
 
     /// A completion for an operation.
-    fn answered(
-        &self,
-        slot: SlotRef,
-        polled: bool,
-        result: i32,
-        tell: &mut impl FnMut(SlotRef, Ending),
-    ) {
+    fn answered(&self, slot: SlotRef, polled: bool, result: i32, sink: &mut impl Sink) {
         let is_wanted = slot.state() == State::InFlight;
         if (result == -libc::EAGAIN || result == -libc::EWOULDBLOCK) && can_be_polled(slot.call()) {
             // Its descriptor was told not to block, so the ring did not wait for it.
@@ -586,7 +599,7 @@ impl Uring {
                 self.push_call(next);
             }
         }
-        tell(slot, ending(result));
+        tell(sink, slot, ending(result));
     }
 
     /// A write to a file that got stuck half-way, as the disk was full, has moved the file's position to
@@ -662,22 +675,6 @@ fn facts(entry: cqueue::Entry) -> Completion {
 #[inline]
 fn poll_data(key: usize, what: u8) -> u64 {
     (key as u64) << 3 | if what == IN { SOURCE_IN } else { SOURCE_OUT }
-}
-
-/// Whether a socket's call is made here, when the ring says that it would not block.
-fn waits_for_the_edge(call: Call) -> bool {
-    matches!(
-        call,
-        Call::Read { .. }
-            | Call::Write { .. }
-            | Call::ReadVectored { .. }
-            | Call::WriteVectored { .. }
-            | Call::Receive { .. }
-            | Call::Send { .. }
-            | Call::ReceiveFrom { .. }
-            | Call::SendTo { .. }
-            | Call::Shutdown { .. }
-    )
 }
 
 /// The newest kind of ring there is, and whether that is of Linux 6.0 or newer.

@@ -1,6 +1,6 @@
 //! epoll(7), by the edge.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -14,6 +14,8 @@ const BATCH: usize = 256;
 /// An epoll instance.
 pub(super) struct Poller {
     epoll: OwnedFd,
+    /// Made when it is first set.
+    timer: OnceCell<OwnedFd>,
     /// Reused for every call, so that waiting allocates nothing.
     events: RefCell<Box<[libc::epoll_event]>>,
 }
@@ -30,7 +32,7 @@ impl Poller {
             OwnedFd::from_raw_fd(epoll)
         };
         let events = vec![libc::epoll_event { events: 0, u64: 0 }; BATCH].into_boxed_slice();
-        let poller = Self { epoll, events: RefCell::new(events) };
+        let poller = Self { epoll, timer: OnceCell::new(), events: RefCell::new(events) };
         poller.control(libc::EPOLL_CTL_ADD, bell.as_raw_fd(), libc::EPOLLIN, key)?;
         Ok(poller)
     }
@@ -38,6 +40,34 @@ impl Poller {
     /// Whether a handle is watched for one event only.
     pub(super) fn forgets(&self) -> bool {
         false
+    }
+
+    /// Has `key` be told after a while. False where the system gives no timer (timerfd_create(2)).
+    pub(super) fn set_timer(&self, key: usize, after_ms: u32) -> bool {
+        let Some(timer) = self.timer(key) else { return false };
+        // SAFETY: zero is a time.
+        let mut after: libc::itimerspec = unsafe { std::mem::zeroed() };
+        after.it_value.tv_sec = (after_ms / 1000) as libc::time_t;
+        after.it_value.tv_nsec = (after_ms % 1000 * 1_000_000) as libc::c_long;
+        // SAFETY: a descriptor and a time that are ours, and no place for an answer. What expired before is
+        // forgotten with that, so nobody has to read it.
+        unsafe {
+            libc::timerfd_settime(timer.as_raw_fd(), 0, &raw const after, std::ptr::null_mut()) == 0
+        }
+    }
+
+    fn timer(&self, key: usize) -> Option<&OwnedFd> {
+        if self.timer.get().is_none() {
+            // SAFETY: takes numbers; the descriptor that comes back is nobody's yet.
+            let timer = unsafe {
+                let flags = libc::TFD_NONBLOCK | libc::TFD_CLOEXEC;
+                let timer = libc::timerfd_create(libc::CLOCK_MONOTONIC, flags);
+                (timer >= 0).then(|| OwnedFd::from_raw_fd(timer))?
+            };
+            self.control(libc::EPOLL_CTL_ADD, timer.as_raw_fd(), libc::EPOLLIN, key).ok()?;
+            return Some(self.timer.get_or_init(|| timer));
+        }
+        self.timer.get()
     }
 
     /// For `what`, from now on, and if the handle is ready already.

@@ -43,6 +43,11 @@ impl Poller {
         self.mode == PollMode::Oneshot
     }
 
+    /// It has no timer.
+    pub(super) fn set_timer(&self, _: usize, _: u32) -> bool {
+        false
+    }
+
     /// For `what`, from now on, and if the handle is ready already.
     pub(super) fn watch(&self, fd: RawFd, key: usize, what: u8, is_new: bool) -> io::Result<()> {
         let event = Event::new(key, what & IN != 0, what & OUT != 0);
