@@ -1105,6 +1105,7 @@ impl<R: Request> Future for Operation<R> {
 }
 
 impl<R: Request> Operation<R> {
+    #[inline(always)]
     fn wait(&mut self, context: &Context<'_>) -> Poll<R::Output> {
         let Stage::Waits(ticket) = &*self.stage else { unreachable!("looked at") };
         if !ticket.may_be_over() && !ticket.queue().park(ticket.slot(), context.waker()) {

@@ -228,13 +228,15 @@ impl Slot {
         before
     }
 
-    /// The one that waited until now comes back, if it was no task.
+    /// True where something else than a task waited until now, which is to be taken then.
     #[inline]
-    pub(crate) fn set_task(&self, task: TaskId) -> Option<Continuation> {
-        match self.task.replace(task) {
-            TaskId::OTHER => self.waiter.take(),
-            _ => None,
-        }
+    pub(crate) fn set_task(&self, task: TaskId) -> bool {
+        self.task.replace(task) == TaskId::OTHER
+    }
+
+    /// What waited until a task did.
+    pub(crate) fn take_replaced(&self) -> Option<Continuation> {
+        self.waiter.take()
     }
 
     /// The task that waits, if it is one.
@@ -395,6 +397,7 @@ impl SlotRef {
     }
 
     /// Leaves `waker` to be woken at the end, unless it is there already. Cloning one runs user code.
+    #[inline(never)]
     pub(crate) fn park_waker(self, waker: &Waker) {
         let parked = self.take_waiter();
         match parked {
@@ -437,7 +440,7 @@ impl SlotRef {
     }
 
     /// Done, Idle -> Retired: the state was taken, a packet may still come.
-    fn retire(self) {
+    pub(crate) fn retire(self) {
         debug_assert!(!self.is_held.get());
         self.state.set(State::Retired);
     }
@@ -685,6 +688,7 @@ impl Slab {
     }
 
     /// Back on the free list. The slot is in no registration's list and holds no state.
+    #[inline]
     pub(crate) fn free(&self, slot: SlotRef) {
         debug_assert!(!slot.is_held.get() && !slot.is_linked());
         debug_assert!(slot.state() != State::Free);
@@ -947,16 +951,6 @@ pub(crate) fn dispose(queue: &Inner, slot: SlotRef) {
         // it, or is done with it.
         unsafe { (slot.kind.get().drop_state)(slot) };
     }
-}
-
-/// The end of a slot's use: free, or retired while a packet may come. Holds no state any more.
-pub(crate) fn settle(slab: &Slab, slot: SlotRef, may_retire: bool) -> bool {
-    if slot.packet_due() && may_retire {
-        slot.retire();
-        return false;
-    }
-    slab.free(slot);
-    true
 }
 
 /// The ending of a call that succeeded at once but leaves no status word (pitfall 8).

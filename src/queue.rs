@@ -24,7 +24,7 @@ use crate::kernel::owner::{self, Owner};
 use crate::kernel::{BindError, Identity, Kernel, KernelKind, Sink};
 use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
-use crate::operation::{Ending, Slab, SlotRef, State, dispose, settle};
+use crate::operation::{Ending, Slab, SlotRef, State, dispose};
 use crate::task::{self, Task, Tasks};
 use crate::time::{Deadline, FOR_EVER_MS, Timers};
 use crate::trace::event;
@@ -293,21 +293,26 @@ impl Inner {
     }
 
     /// The end of a slot's use. Its state was taken or dropped.
+    #[inline(always)]
     pub(crate) fn release(&self, slot: SlotRef) {
         self.count(slot, false);
-        if !slot.is_linked() {
-            settle(&self.slab, slot, false);
-            return;
+        if slot.is_linked() {
+            self.release_linked(slot);
+        } else {
+            self.slab.free(slot);
         }
+    }
+
+    fn release_linked(&self, slot: SlotRef) {
         let Some(entry) = slot.entry() else { unreachable!("it is in a registration's list") };
         let mut registry = self.registry.borrow_mut();
         // Past the registration's end a packet's key matches nothing, so the slot need not wait
         // for it.
         if slot.packet_due() && registry.is_attached(entry) {
-            settle(&self.slab, slot, true);
+            slot.retire();
         } else {
             registry.unlink(entry, slot);
-            settle(&self.slab, slot, false);
+            self.slab.free(slot);
         }
     }
 
@@ -396,13 +401,13 @@ impl Inner {
     }
 
     /// Leaves `waker` to be woken at the operation's end. True where code ran that is not ours.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn park(&self, slot: SlotRef, waker: &Waker) -> bool {
         if let Some(task) = self.tasks.waker_of(waker) {
-            match slot.set_task(task) {
-                None => return false,
-                replaced => drop(replaced),
+            if !slot.set_task(task) {
+                return false;
             }
+            drop(slot.take_replaced());
         } else {
             slot.park_waker(waker);
         }

@@ -575,7 +575,9 @@ impl Sources {
         else {
             return;
         };
-        source.watched &= !unwatched;
+        if unwatched != 0 {
+            source.watched &= !unwatched;
+        }
         if events.says(op::Event::PriorityRead) {
             source.hung_up |= events.contains(op::Event::Hangup);
             // Receives end at the mark; behind them is the end, of which no other edge will tell.
