@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -114,12 +115,14 @@ impl Job {
 /// What the pool has done for one queue, and its bell.
 pub(super) struct Jobs {
     done: Mutex<Vec<(usize, Result<u32, Errno>)>>,
+    /// There is something in it: most bells ring for other things.
+    has_done: AtomicBool,
     bell: Arc<Bell>,
 }
 
 impl Jobs {
     pub(super) fn new(bell: Arc<Bell>) -> Arc<Self> {
-        Arc::new(Self { done: Mutex::default(), bell })
+        Arc::new(Self { done: Mutex::default(), has_done: AtomicBool::new(false), bell })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(usize, Result<u32, Errno>)>> {
@@ -128,6 +131,7 @@ impl Jobs {
 
     fn done(&self, slot: usize, result: Result<u32, Errno>) {
         self.lock().push((slot, result));
+        self.has_done.store(true, Ordering::Release);
         // The bell cannot fail but for a descriptor that is closed, which ours is not.
         let _ = self.bell.ring();
     }
@@ -159,6 +163,11 @@ impl Jobs {
 
     /// The jobs that are done.
     pub(super) fn take(&self, ended: &mut Vec<Ended>) {
+        // What is done after this rings again.
+        if !self.has_done.load(Ordering::Acquire) {
+            return;
+        }
+        self.has_done.store(false, Ordering::Relaxed);
         for (slot, result) in self.lock().drain(..) {
             // SAFETY: the slot has been the kernel's from `start` until now, so its queue is still there:
             // it is the one that asks.
