@@ -124,8 +124,15 @@ impl Call {
     }
 
     /// Whether it takes what has come on a stream.
+    #[inline]
     pub(crate) fn receives(self) -> bool {
         matches!(self, Self::Read { .. } | Self::Receive { .. } | Self::ReadVectored { .. })
+    }
+
+    /// Whether it puts something on a stream.
+    #[inline]
+    pub(crate) fn sends(self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Send { .. } | Self::WriteVectored { .. })
     }
 
     /// Whether it writes where the last call ended.

@@ -9,7 +9,8 @@
 //! pitfalls"), so the next one waits for the edge without trying. There are ways to be wrong about that: a
 //! mark for urgent data, a descriptor that was sent along, end a receive early too. So a wait that trusts it
 //! is looked at again [`DOUBT_MS`] after the first that did. That is told by a timer of the poller's: a time
-//! limit of each wait of the queue's would cost the system more than the message that ends it. And where the end has been told of, a receive takes what is before it, and it is told of only once.
+//! limit of each wait of the queue's would cost the system more than the message that ends it. So it is with a
+//! send that got less away than it was to: there is no room now. And where the end has been told of, a receive takes what is before it, and it is told of only once.
 
 use super::call::{Call, Direction};
 use super::unix::{self, Tried, ending};
@@ -131,7 +132,9 @@ pub(crate) struct Source {
     never_direct: u8,
     /// The last receive took all there was, and no edge has come since.
     drained: bool,
-    /// Whether a short receive means that. Asked when it matters.
+    /// The last send got less away than it was to, and no edge has come since.
+    full: bool,
+    /// Whether a short receive or send means that. Asked when it matters.
     is_stream: Option<bool>,
     /// Where the write in flight began, for a file.
     #[cfg(target_os = "linux")]
@@ -218,6 +221,11 @@ impl Source {
                             && self.medium == Medium::Socket
                             && self.is_stream();
                     }
+                    if let Call::Send { length, .. } | Call::Write { length, .. } = call {
+                        self.full = (count as usize) < length
+                            && self.medium == Medium::Socket
+                            && self.is_stream();
+                    }
                     return Ok(count);
                 }
                 Err(errno) => match self.failed(call, errno) {
@@ -246,6 +254,12 @@ impl Source {
     #[inline]
     fn is_stream(&mut self) -> bool {
         *self.is_stream.get_or_insert_with(|| unix::is_stream_socket(self.fd))
+    }
+
+    /// Whether the call would find what the last one has left: nothing.
+    #[inline(always)]
+    fn expects_nothing_of(&self, call: Call) -> bool {
+        (self.drained && call.receives()) || (self.full && call.sends())
     }
 
     /// Tries what waits in a direction, in order, until something would block. What has ended is told of.
@@ -283,7 +297,7 @@ impl Source {
                 Tried::Moved(count) => Ok(count),
                 tried => Err(tried),
             },
-            call if call.receives() && self.drained => Err(Tried::WouldBlock),
+            call if self.expects_nothing_of(call) => Err(Tried::WouldBlock),
             // SAFETY: passed on.
             call => unsafe { self.attempt(call) },
         }
@@ -312,7 +326,7 @@ impl Source {
         self.lane(call).push(slot);
         let is_doubtful = match call {
             Call::Connect { .. } => self.connects_unheard(),
-            _ => self.drained && call.receives(),
+            _ => self.expects_nothing_of(call),
         };
         Ok(is_doubtful)
     }
@@ -390,6 +404,7 @@ impl Sources {
                 _ => 0,
             },
             drained: false,
+            full: false,
             // An end that came with the last bytes would be waited for in vain.
             is_stream: if ENDS_ARE_TOLD { None } else { Some(false) },
             #[cfg(target_os = "linux")]
@@ -425,7 +440,7 @@ impl Sources {
         let source = list.get_mut(entry.index())?.as_mut()?;
         if source.key != entry.key()
             || source.never_direct & bit(call.direction()) != 0
-            || (source.drained && call.receives())
+            || source.expects_nothing_of(call)
             || !source.lane(call).is_empty()
         {
             return None;
@@ -494,7 +509,7 @@ impl Sources {
         slot.set_call(call);
         let direction = call.direction();
         source.lane_of(direction).push(slot);
-        if source.drained && call.receives() {
+        if source.expects_nothing_of(call) {
             self.doubtful.set(true);
         }
         Some(bit(direction) & !source.watched)
@@ -587,7 +602,8 @@ impl Sources {
             source.drained = false;
             source.retry(Direction::In, sink);
         }
-        if events.says(op::Event::Write) && !source.output.is_empty() {
+        if events.says(op::Event::Write) {
+            source.full = false;
             source.retry(Direction::Out, sink);
         }
         if !source.onlookers.is_empty() {
@@ -631,6 +647,11 @@ impl Sources {
                     source.is_stream = Some(false);
                 }
                 source.retry(Direction::In, sink);
+            }
+            let waits = source.watched & OUT != 0 && !source.output.is_empty();
+            if waits && source.full && unix::ready_now(source.fd, op::Event::Write).is_ok() {
+                source.full = false;
+                source.retry(Direction::Out, sink);
             }
             if source.connects_unheard() {
                 source.retry(Direction::Out, sink);
