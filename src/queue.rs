@@ -1464,7 +1464,7 @@ pub struct Pending {
 /// What an operation is called, by the type that its slot holds.
 fn kind_of(of_type: &'static str) -> &'static str {
     let name = of_type.split('<').next().unwrap_or(of_type);
-    match name.strip_prefix("ioqueue::op::") {
+    match name.strip_prefix("ioqueue::op::request::") {
         Some(operation) => operation,
         // Without the path before it.
         None => &of_type[name.rfind("::").map_or(0, |at| at + 2)..],
