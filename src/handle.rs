@@ -59,25 +59,13 @@ pub enum HandleKind {
 pub struct AnyHandle<'a> {
     raw: RawHandle,
     kind: HandleKind,
-    /// What lends it closes it, and nobody else does.
-    by_owner: bool,
     registration: Option<&'a Registration>,
     borrow: PhantomData<&'a ()>,
 }
 
 impl<'a> AnyHandle<'a> {
     pub(crate) fn new(raw: RawHandle, kind: HandleKind) -> Self {
-        Self { raw, kind, by_owner: false, registration: None, borrow: PhantomData }
-    }
-
-    /// Lent by the one that owns it: as long as that is there, the handle is open.
-    #[cfg(unix)]
-    pub(crate) fn by_owner(self) -> Self {
-        Self { by_owner: true, ..self }
-    }
-
-    pub(crate) fn is_lent_by_owner(&self) -> bool {
-        self.by_owner
+        Self { raw, kind, registration: None, borrow: PhantomData }
     }
 
     /// The handle's value.
@@ -133,6 +121,37 @@ impl fmt::Debug for AnyHandle<'_> {
 pub trait AsAnyHandle {
     /// Borrows the handle.
     fn as_any_handle(&self) -> AnyHandle<'_>;
+
+    /// Whether this closes the handle when it is dropped, and nobody else does: as long as it is there, or
+    /// was forgotten, the handle is open.
+    ///
+    /// Calls are made on the strength of that, so it is not for others to say: nobody outside of this
+    /// crate can name the argument's type, which an implementation would have to.
+    ///
+    /// ```compile_fail,E0603
+    /// struct Lends<'a>(&'a std::fs::File);
+    ///
+    /// impl ioqueue::AsAnyHandle for Lends<'_> {
+    ///     fn as_any_handle(&self) -> ioqueue::AnyHandle<'_> {
+    ///         (*self.0).as_any_handle()
+    ///     }
+    ///
+    ///     fn owns_handle(&self, _: ioqueue::handle::ownership::Asked) -> bool {
+    ///         true
+    ///     }
+    /// }
+    /// ```
+    #[doc(hidden)]
+    fn owns_handle(&self, _: ownership::Asked) -> bool {
+        false
+    }
+}
+
+pub(crate) mod ownership {
+    /// Asks an [`AsAnyHandle`](super::AsAnyHandle) whether it owns its handle. A public type that others
+    /// have no path to.
+    #[derive(Debug, Clone, Copy)]
+    pub struct Asked;
 }
 
 impl AsAnyHandle for AnyHandle<'_> {
@@ -145,7 +164,7 @@ macro_rules! through_reference {
     ($($pointer:ty),*) => {$(
         impl<H: AsAnyHandle + ?Sized> AsAnyHandle for $pointer {
             fn as_any_handle(&self) -> AnyHandle<'_> {
-                AnyHandle { by_owner: false, ..(**self).as_any_handle() }
+                (**self).as_any_handle()
             }
         }
     )*};
@@ -157,6 +176,10 @@ macro_rules! through_pointer {
         impl<H: AsAnyHandle + ?Sized> AsAnyHandle for $pointer {
             fn as_any_handle(&self) -> AnyHandle<'_> {
                 (**self).as_any_handle()
+            }
+
+            fn owns_handle(&self, asked: ownership::Asked) -> bool {
+                (**self).owns_handle(asked)
             }
         }
     )*};
@@ -217,13 +240,17 @@ mod std_types {
     use std::ptr::without_provenance_mut;
     use std::{fs, io, net, process};
 
-    use super::{AnyHandle, AsAnyHandle, HandleKind};
+    use super::{AnyHandle, AsAnyHandle, HandleKind, ownership};
 
     macro_rules! owners {
         ($kind:ident: $($of:ty),*) => {$(
             impl AsAnyHandle for $of {
                 fn as_any_handle(&self) -> AnyHandle<'_> {
-                    of_descriptor(self.as_fd(), HandleKind::$kind).by_owner()
+                    of_descriptor(self.as_fd(), HandleKind::$kind)
+                }
+
+                fn owns_handle(&self, _: ownership::Asked) -> bool {
+                    true
                 }
             }
         )*};
@@ -492,7 +519,6 @@ impl<H> AsAnyHandle for Registered<H> {
         AnyHandle {
             raw: self.registration.raw,
             kind: self.registration.kind,
-            by_owner: false,
             registration: Some(&self.registration),
             borrow: PhantomData,
         }

@@ -17,7 +17,7 @@ use crate::continuation::{Continuation, Parked, ReadyList, Runnable};
 use crate::error::{Closed, Refused, Undrained};
 use crate::handle::{
     AnyHandle, AsAnyHandle, EntryId, Facts, HandleId, Persist, PersistError, PersistFailure,
-    RawHandle, Registered, Registration, Registry,
+    RawHandle, Registered, Registration, Registry, ownership,
 };
 use crate::kernel::iocp::packet::{Claim, Packet, examine};
 use crate::kernel::owner::{self, Owner};
@@ -1218,7 +1218,7 @@ impl Queue {
         // Asked once: what is registered is what operations are started on.
         let any = handle.as_any_handle();
         let (raw, kind) = (any.raw(), any.kind());
-        match self.inner.persist(any, options, any.is_lent_by_owner()) {
+        match self.inner.persist(any, options, handle.owns_handle(ownership::Asked)) {
             Ok(entry) => {
                 // One that was registered before has an owner now.
                 self.inner.registry.borrow_mut().own(entry);

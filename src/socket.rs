@@ -9,7 +9,7 @@ pub(crate) use std::os::windows::io::OwnedSocket as Owned;
 #[cfg(windows)]
 use std::os::windows::io::{AsSocket, BorrowedSocket};
 
-use crate::handle::{AnyHandle, AsAnyHandle, IntoOwnedHandle, OwnedAnyHandle};
+use crate::handle::{AnyHandle, AsAnyHandle, IntoOwnedHandle, OwnedAnyHandle, ownership};
 #[cfg(feature = "sim")]
 use crate::sim::SimHandle;
 
@@ -124,6 +124,14 @@ impl AsAnyHandle for Socket {
             Of::System(socket) => socket.as_any_handle(),
             #[cfg(feature = "sim")]
             Of::Simulation(socket) => socket.as_any_handle(),
+        }
+    }
+
+    fn owns_handle(&self, asked: ownership::Asked) -> bool {
+        match &self.0 {
+            Of::System(socket) => socket.owns_handle(asked),
+            #[cfg(feature = "sim")]
+            Of::Simulation(socket) => socket.owns_handle(asked),
         }
     }
 }
