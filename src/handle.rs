@@ -6,6 +6,8 @@ use std::ffi::c_void;
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
+#[cfg(unix)]
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::Queue;
@@ -99,7 +101,8 @@ impl fmt::Debug for AnyHandle<'_> {
 ///
 /// For a type of another library, pass what its `as_handle()` or `as_socket()` gives. For a raw
 /// `HANDLE`, `BorrowedHandle::borrow_raw` is the (unsafe) way in. To let a [`Registered`] own such a
-/// type, wrap it:
+/// type, wrap it (on Unix that takes a second descriptor, as it does for all that is not known to own its
+/// handle; see there):
 ///
 /// ```no_run
 /// # #[cfg(windows)]
@@ -402,6 +405,29 @@ pub(crate) struct Registration {
     pub(crate) entry: EntryId,
     pub(crate) raw: RawHandle,
     pub(crate) kind: HandleKind,
+    /// What is registered, where who registered it does not own the handle: it is open until the
+    /// registration has ended, whatever becomes of the other.
+    #[cfg(unix)]
+    _duplicate: Option<OwnedFd>,
+}
+
+impl Registration {
+    pub(crate) fn new(queue: &Rc<Inner>, entry: EntryId, handle: AnyHandle<'_>) -> Self {
+        Self {
+            queue: Rc::clone(queue),
+            entry,
+            raw: handle.raw(),
+            kind: handle.kind(),
+            #[cfg(unix)]
+            _duplicate: None,
+        }
+    }
+
+    /// The registration is that of a duplicate.
+    #[cfg(unix)]
+    pub(crate) fn of_duplicate(self, duplicate: OwnedFd) -> Self {
+        Self { _duplicate: Some(duplicate), ..self }
+    }
 }
 
 /// Owns a handle that is registered with a queue.
@@ -447,9 +473,16 @@ pub(crate) struct Registration {
 /// and the port of its queue. Not `Send`:
 /// move the handle with [`into_inner`](Self::into_inner), then register it over there.
 ///
-/// One of a *borrow* (`Registered<&File>`) must be dropped before the handle is closed: if it is forgotten
-/// instead, an operation that still waits may go on with whatever has the handle's value then. Its memory
-/// is safe, but what it reads may be somebody else's.
+/// One of a *borrow* (`Registered<&File>`), or of a type of the program's own, which may hold one, can be
+/// forgotten, and the handle be closed all the same. On Unix it is a registration of its own, of a
+/// duplicate of the descriptor, which it closes when it ends: what waits goes on with the file that was
+/// registered. So such a one takes a descriptor more, and where there is none, registering fails with
+/// `EMFILE`. (As the close of any descriptor of a file, that ends the record locks of fcntl(2) that the
+/// process has on it.)
+///
+/// On Windows drop such a one before the handle is closed. If it is forgotten instead, a read or a write of
+/// a file that waits for its turn may go on with whatever has the handle's value then. Its memory is safe,
+/// but what it reads may be somebody else's.
 ///
 /// It keeps the value it registered and never asks the handle for it again, so a type whose
 /// `as_handle` changes its answer cannot confuse the queue. Operations on it make no call to check

@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
+#[cfg(unix)]
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::pin;
 use std::rc::{Rc, Weak};
@@ -21,6 +23,10 @@ use crate::handle::{
 };
 use crate::kernel::iocp::packet::{Claim, Packet, examine};
 use crate::kernel::owner::{self, Owner};
+#[cfg(unix)]
+use crate::kernel::source::descriptor;
+#[cfg(unix)]
+use crate::kernel::unix;
 use crate::kernel::{BindError, Identity, Kernel, KernelKind, Sink};
 use crate::misuse::Misuse;
 use crate::notify::{Blocker, Notifier, Shared};
@@ -489,22 +495,98 @@ impl Inner {
         options: Persist,
         owned: bool,
     ) -> Result<EntryId, PersistError> {
+        match self.registered_as(handle)? {
+            Some(entry) => Ok(entry),
+            None => self.bind(handle, options, owned),
+        }
+    }
+
+    /// The registration that a handle has already, where it is we who know that: Windows refuses to bind
+    /// one twice.
+    fn registered_as(&self, handle: AnyHandle<'_>) -> Result<Option<EntryId>, PersistError> {
         let refuse = |reason| Err(PersistError::new(handle.id(), reason));
         if self.closed.get() {
             return refuse(PersistFailure::Closed);
         }
-        let known = self.registry.borrow().lookup(handle.raw());
-        if !self.kernel.has_overlapped() {
-            // Windows refuses to bind a handle twice; here it is we who know.
-            let is_same =
-                |facts: Facts| self.kernel.identity(facts.raw, facts.mark) == Identity::Same;
-            if let Some((entry, _)) = self.known(handle.raw()).filter(|it| is_same(it.1)) {
-                return Ok(entry);
-            }
-            if self.others(|queue| queue.known(handle.raw()).is_some_and(|it| is_same(it.1))) {
-                return refuse(PersistFailure::WrongQueue);
-            }
+        if self.kernel.has_overlapped() {
+            return Ok(None);
         }
+        if let Some(entry) = self.lent_under(handle) {
+            return Ok(Some(entry));
+        }
+        let has = |queue: &Self| {
+            let known = queue.known(handle.raw());
+            let is_same =
+                |it: &(EntryId, Facts)| self.kernel.identity(it.1.raw, it.1.mark) == Identity::Same;
+            known.filter(is_same).map(|(entry, _)| entry)
+        };
+        if let Some(entry) = has(self) {
+            return Ok(Some(entry));
+        }
+        if self.others(|queue| queue.lent_under(handle).is_some() || has(queue).is_some()) {
+            return refuse(PersistFailure::WrongQueue);
+        }
+        Ok(None)
+    }
+
+    /// The registration under which a [`Registered`] of this queue lends the handle.
+    fn lent_under(&self, handle: AnyHandle<'_>) -> Option<EntryId> {
+        let registration = handle.registration()?;
+        let is_ours = std::ptr::eq(&*registration.queue, self);
+        let lasts = is_ours && self.registry.borrow().is_attached(registration.entry);
+        lasts.then_some(registration.entry)
+    }
+
+    /// Registers the handle of what a [`Registered`] is to keep.
+    fn register(
+        self: &Rc<Self>,
+        handle: AnyHandle<'_>,
+        options: Persist,
+        owned: bool,
+    ) -> Result<Registration, PersistError> {
+        #[cfg(unix)]
+        if !owned && !self.kernel.has_overlapped() {
+            return self.register_lent(handle, options);
+        }
+        let entry = self.persist(handle, options, owned)?;
+        // One that was registered before has an owner now.
+        self.registry.borrow_mut().own(entry);
+        Ok(Registration::new(self, entry, handle))
+    }
+
+    /// Registers a duplicate of what is only lent. The `Registered` may be forgotten, and the handle be
+    /// closed then; what waits makes its calls later, by a number, which must not be another file's by then.
+    #[cfg(unix)]
+    fn register_lent(
+        self: &Rc<Self>,
+        handle: AnyHandle<'_>,
+        options: Persist,
+    ) -> Result<Registration, PersistError> {
+        let refuse = |reason| PersistError::new(handle.id(), reason);
+        self.registered_as(handle)?;
+        // It lasts no longer than what lends it.
+        if let Some(entry) = self.lent_under(handle) {
+            return Ok(Registration::new(self, entry, handle));
+        }
+        let duplicate = unix::duplicate(descriptor(handle.raw())).map_err(|errno| {
+            refuse(match errno {
+                libc::EBADF => PersistFailure::InvalidHandle,
+                errno => PersistFailure::Os(errno),
+            })
+        })?;
+        let bound = self.bind(duplicate.as_fd().into(), options, true);
+        let entry = bound.map_err(|error| refuse(error.reason()))?;
+        self.registry.borrow_mut().own(entry);
+        Ok(Registration::new(self, entry, handle).of_duplicate(duplicate))
+    }
+
+    fn bind(
+        &self,
+        handle: AnyHandle<'_>,
+        options: Persist,
+        owned: bool,
+    ) -> Result<EntryId, PersistError> {
+        let known = self.registry.borrow().lookup(handle.raw());
         let entry = self.registry.borrow_mut().reserve();
         let bound = self.kernel.bind(handle.raw(), handle.kind(), entry, options, owned);
         match bound {
@@ -1200,8 +1282,14 @@ impl Queue {
 
     /// Registers a handle and owns it from now on.
     ///
+    /// On Unix what does not own its handle, a borrow say, is registered by a duplicate
+    /// ([`Registered`] says why), beside what may be registered by the handle's own value: what is
+    /// [persisted](Self::persist) so stays it, and [`unregister`](Self::unregister) by that value leaves
+    /// the duplicate's registration alone.
+    ///
     /// # Errors
-    /// As [`persist`](Self::persist); the handle comes back in the error.
+    /// As [`persist`](Self::persist), and that there is no descriptor for a duplicate; the handle comes
+    /// back in the error.
     pub fn register<H: AsAnyHandle>(&self, handle: H) -> Result<Registered<H>, Refused<H>> {
         self.register_with(handle, Persist::default())
     }
@@ -1217,14 +1305,8 @@ impl Queue {
     ) -> Result<Registered<H>, Refused<H>> {
         // Asked once: what is registered is what operations are started on.
         let any = handle.as_any_handle();
-        let (raw, kind) = (any.raw(), any.kind());
-        match self.inner.persist(any, options, handle.owns_handle(ownership::Asked)) {
-            Ok(entry) => {
-                // One that was registered before has an owner now.
-                self.inner.registry.borrow_mut().own(entry);
-                let queue = Rc::clone(&self.inner);
-                Ok(Registered::from_parts(handle, Registration { queue, entry, raw, kind }))
-            }
+        match self.inner.register(any, options, handle.owns_handle(ownership::Asked)) {
+            Ok(registration) => Ok(Registered::from_parts(handle, registration)),
             Err(error) => Err(Refused::new(error, handle)),
         }
     }
@@ -1395,7 +1477,7 @@ impl fmt::Debug for Queue {
 }
 
 #[cfg(unix)]
-impl std::os::fd::AsFd for Queue {
+impl AsFd for Queue {
     /// The ring, epoll or kqueue: ready to read when a [`poll`](Queue::poll) would find something that the
     /// kernel or another thread brought. For a host loop to wait on, by the level.
     ///

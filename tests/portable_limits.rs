@@ -248,6 +248,9 @@ fn no_handle_left(kind: KernelKind) {
     queue.unregister(&unregistered).unwrap();
     let error = Queue::new().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EMFILE), "{error}");
+    // What does not own its handle is registered by a duplicate.
+    let refused = queue.register(&unregistered).unwrap_err();
+    assert_eq!(refused.error().raw_os_error(), Some(libc::EMFILE), "{refused}");
     // A connection comes for which there is no handle: that is an error of the accept, and no more.
     files.truncate(files.len() - 1);
     let peer = TcpStream::connect(address).unwrap();

@@ -12,11 +12,18 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use each_kernel::{TempFile, ends, look_around, noise, poll_once, queue_on, raw_pipe, write_full};
+use each_kernel::{
+    TempFile, ends, look_around, noise, poll_once, queue_on, raw_pipe, raw_tcp, write_full,
+};
 use ioqueue::error::is_cancelled;
-use ioqueue::{Event, KernelKind, Misuse, Queue};
+use ioqueue::op::{Operation, Read as Reading};
+use ioqueue::{
+    AnyHandle, AsAnyHandle, Event, KernelKind, Misuse, PersistError, PersistFailure, Queue,
+};
 
 /// Runs `test` on each kernel, alone.
 fn alone(test: fn(&Queue)) {
@@ -27,7 +34,7 @@ fn alone(test: fn(&Queue)) {
             let Some(queue) = queue_on(kind) else { return };
             eprintln!("{kind:?}");
             test(&queue);
-            queue.close(std::time::Duration::from_secs(5)).unwrap();
+            queue.close(Duration::from_secs(5)).unwrap();
         });
     }
 }
@@ -237,7 +244,7 @@ fn a_number_that_comes_back_for_something_that_looks_the_same_is_waited_for() {
             let waiting = queue.ready(&new, Event::Read);
             queue.block_on(look_around()).unwrap();
             File::from(new.try_clone().unwrap()).write_all(&1_u64.to_ne_bytes()).unwrap();
-            let limited = waiting.timeout(std::time::Duration::from_secs(5));
+            let limited = waiting.timeout(Duration::from_secs(5));
             let events = queue.block_on(limited).unwrap();
             assert!(events.unwrap().contains(Event::Read), "round {round}");
             queue.unregister(&new).unwrap();
@@ -268,7 +275,7 @@ fn a_number_that_comes_back_for_the_same_fifo_is_waited_for() {
         let waiting = queue.ready(&new, Event::Read);
         queue.block_on(look_around()).unwrap();
         new.write_all(b"x").unwrap();
-        let limited = waiting.timeout(std::time::Duration::from_secs(5));
+        let limited = waiting.timeout(Duration::from_secs(5));
         assert!(queue.block_on(limited).unwrap().unwrap().contains(Event::Read));
         queue.unregister(&new).unwrap();
     });
@@ -360,5 +367,366 @@ fn a_handle_of_another_queue_is_known_by_its_number() {
         there = again;
         drop(there);
         other.close(each_kernel::LONG).unwrap();
+    });
+}
+
+// ---------------------------------------------------------------------------------------------
+// Registrations of a borrow
+
+/// A wrapper that passes on a borrow as if it were its own.
+struct Lends<'a, H>(&'a H);
+
+impl<H: AsAnyHandle> AsAnyHandle for Lends<'_, H> {
+    fn as_any_handle(&self) -> AnyHandle<'_> {
+        (*self.0).as_any_handle()
+    }
+}
+
+/// A wrapper that owns a handle.
+struct Keeps<H>(H);
+
+impl<H: AsAnyHandle> AsAnyHandle for Keeps<H> {
+    fn as_any_handle(&self) -> AnyHandle<'_> {
+        self.0.as_any_handle()
+    }
+}
+
+/// Opens until one has the number, which is free.
+fn open_as<T: AsRawFd>(number: RawFd, mut open: impl FnMut() -> T) -> T {
+    let mut others = Vec::new();
+    loop {
+        let opened = open();
+        if opened.as_raw_fd() == number {
+            return opened;
+        }
+        assert!(others.len() < 64, "the number was to come back");
+        others.push(opened);
+    }
+}
+
+/// How many ways there are to lend a handle without owning it.
+const WAYS: usize = 6;
+
+fn lend<H: AsAnyHandle + AsFd>(owner: &H, way: usize) -> Box<dyn AsAnyHandle + '_> {
+    match way {
+        0 => Box::new(owner),
+        1 => Box::new(owner.as_fd()),
+        2 => Box::new(AnyHandle::from(owner.as_fd())),
+        3 => Box::new(Lends(owner)),
+        4 => Box::new(Keeps(Box::new(Lends(owner)))),
+        _ => Box::new(Arc::new(owner)),
+    }
+}
+
+/// Starts reads of three bytes on a borrow, and forgets its registration.
+fn read_and_forget<H: AsAnyHandle + AsFd>(
+    queue: &Queue,
+    owner: &H,
+    way: usize,
+) -> [Operation<Reading<Vec<u8>>>; 2] {
+    let registered = queue.register(lend(owner, way)).unwrap();
+    let reads = [(); 2].map(|()| registered.read(vec![0; 3]));
+    std::mem::forget(registered);
+    reads
+}
+
+/// Has the queue open what it opens on first use, before somebody counts descriptors.
+fn warm_up(queue: &Queue) {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let ours = queue.register(ours).unwrap();
+    let _reading = ours.read(vec![0; 8]);
+    queue.block_on(look_around()).unwrap();
+}
+
+/// What a read has got, when it ends.
+fn got(queue: &Queue, read: Operation<Reading<Vec<u8>>>) -> Vec<u8> {
+    let limited = read.timeout(Duration::from_secs(5));
+    let (count, mut bytes) = queue.block_on(limited).unwrap();
+    bytes.truncate(count.unwrap());
+    bytes
+}
+
+/// Q7, pitfall 34: to forget a registration is safe, and so is closing a handle then that was only lent to it:
+/// what waits goes on with its own file, and takes nothing of the next one of that number.
+#[test]
+fn what_a_forgotten_registration_of_a_borrow_waits_for_is_not_the_next_handles() {
+    alone(|queue| {
+        for (way, is_seen) in (0..WAYS).flat_map(|way| [(way, true), (way, false)]) {
+            let (ours, mut theirs) = raw_tcp();
+            let number = ours.as_raw_fd();
+            // A receive that takes all there was: the next waits without a look, and is in doubt later.
+            theirs.write_all(b"1").unwrap();
+            let [first, second] = read_and_forget(queue, &ours, way);
+            assert_eq!(got(queue, first), b"1");
+            if is_seen {
+                queue.block_on(look_around()).unwrap();
+            }
+            let (new, mut there) = raw_tcp();
+            drop(ours);
+            let mut new = open_as(number, || new.try_clone().unwrap());
+            there.write_all(b"new").unwrap();
+            let _ = theirs.write_all(b"old");
+            assert_eq!(got(queue, second), b"old", "way {way}, {is_seen}");
+            // It is all there.
+            new.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let mut bytes = [0; 3];
+            new.read_exact(&mut bytes).unwrap();
+            assert_eq!(&bytes, b"new");
+        }
+    });
+}
+
+/// The same for a read that waits for its turn behind another, which the kernel has already.
+#[test]
+fn what_waits_for_its_turn_under_a_forgotten_registration_is_not_the_next_pipes() {
+    alone(|queue| {
+        for (way, is_seen) in (0..WAYS).flat_map(|way| [(way, true), (way, false)]) {
+            let (ours, theirs) = raw_pipe();
+            let (mut theirs, number) = (File::from(theirs), ours.as_raw_fd());
+            let [first, second] = read_and_forget(queue, &ours, way);
+            if is_seen {
+                queue.block_on(look_around()).unwrap();
+            }
+            let (new, there) = raw_pipe();
+            drop(ours);
+            let new = open_as(number, || new.try_clone().unwrap());
+            File::from(there).write_all(b"new").unwrap();
+            let _ = theirs.write_all(b"old");
+            assert_eq!(got(queue, first), b"old", "way {way}, {is_seen}");
+            queue.block_on(look_around()).unwrap();
+            let _ = theirs.write_all(b"too");
+            assert_eq!(got(queue, second), b"too", "way {way}, {is_seen}");
+            let mut rest = Vec::new();
+            File::from(new).read_to_end(&mut rest).unwrap();
+            assert_eq!(rest, b"new");
+        }
+    });
+}
+
+/// Nor is anything written there.
+#[test]
+fn what_is_to_be_written_under_a_forgotten_registration_is_not_for_the_next_pipe() {
+    alone(|queue| {
+        for way in 0..WAYS {
+            let (theirs, ours) = raw_pipe();
+            let number = ours.as_raw_fd();
+            let registered = queue.register(lend(&ours, way)).unwrap();
+            // All there is room for, one that waits for some, and one that waits for its turn.
+            let full = queue.block_on(registered.write(noise(1 << 20))).unwrap().0.unwrap();
+            let writes = [(); 2].map(|()| registered.write(noise(100)));
+            queue.block_on(look_around()).unwrap();
+            std::mem::forget(registered);
+            let (there, writer) = raw_pipe();
+            drop(ours);
+            let new = open_as(number, || writer.try_clone().unwrap());
+            let mut theirs = File::from(theirs);
+            theirs.read_exact(&mut vec![0; full]).unwrap();
+            for write in writes {
+                let limited = write.timeout(Duration::from_secs(5));
+                assert_eq!(queue.block_on(limited).unwrap().0.unwrap(), 100, "way {way}");
+                let mut bytes = [0; 100];
+                theirs.read_exact(&mut bytes).unwrap();
+                assert_eq!(bytes[..], noise(100));
+            }
+            drop((new, writer));
+            let mut taken = Vec::new();
+            File::from(there).read_to_end(&mut taken).unwrap();
+            assert_eq!(taken, b"");
+        }
+    });
+}
+
+/// A registration of a borrow ends with all that it had: the file is closed as soon as its owner closes it.
+#[test]
+fn the_end_of_a_registration_of_a_borrow_leaves_the_file_to_its_owner() {
+    alone(|queue| {
+        warm_up(queue);
+        for (way, how) in (0..WAYS).flat_map(|way| (0..4).map(move |how| (way, how))) {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let before = each_kernel::handle_count();
+            let registered = queue.register(lend(&ours, way)).unwrap();
+            assert_eq!(registered.id().to_string(), ours.as_raw_fd().to_string());
+            assert_eq!(each_kernel::handle_count(), before + 1);
+            let reading = registered.read(vec![0; 8]);
+            let ready = registered.ready(Event::PriorityRead);
+            if how % 2 == 0 {
+                queue.block_on(look_around()).unwrap();
+            }
+            match how {
+                0 | 1 => drop(registered),
+                2 => drop(registered.into_inner()),
+                _ => {
+                    queue.unregister(&registered).unwrap();
+                    drop(registered);
+                }
+            }
+            assert_eq!(each_kernel::handle_count(), before);
+            drop(ours);
+            theirs.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            assert_eq!(theirs.read(&mut [0; 8]).unwrap(), 0, "way {way}, {how}");
+            assert!(is_cancelled(&queue.block_on(reading).unwrap().0.unwrap_err()));
+            assert!(is_cancelled(&queue.block_on(ready).unwrap().unwrap_err()));
+        }
+    });
+}
+
+/// The same after the queue's end.
+#[test]
+fn a_registration_of_a_borrow_that_outlives_its_queue_leaves_the_file_to_its_owner() {
+    alone(|queue| {
+        for is_seen in [true, false] {
+            let other = queue_on(queue.kernel_kind()).unwrap();
+            warm_up(&other);
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let before = each_kernel::handle_count();
+            let registered = other.register(&ours).unwrap();
+            let reading = registered.read(vec![0; 8]);
+            if is_seen {
+                other.block_on(look_around()).unwrap();
+            }
+            other.close(Duration::from_secs(5)).unwrap();
+            drop(registered);
+            assert_eq!(each_kernel::handle_count(), before);
+            drop((ours, reading));
+            theirs.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            assert_eq!(theirs.read(&mut [0; 8]).unwrap(), 0, "{is_seen}");
+        }
+    });
+}
+
+/// Who owns a handle cannot close it under its registration, and who is asked to watch one makes no calls on
+/// it: neither needs a descriptor more.
+#[test]
+fn owned_and_watched_handles_take_no_second_descriptor() {
+    alone(|queue| {
+        warm_up(queue);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let before = each_kernel::handle_count();
+        let waiting = queue.ready(&ours, Event::Read);
+        queue.persist(&ours).unwrap();
+        queue.block_on(look_around()).unwrap();
+        assert_eq!(each_kernel::handle_count(), before);
+        theirs.write_all(b"x").unwrap();
+        assert!(queue.block_on(waiting).unwrap().unwrap().contains(Event::Read));
+        queue.unregister(&ours).unwrap();
+        let ours = queue.register(ours).unwrap().into_inner();
+        let ours = queue.register(Box::new(ours)).unwrap();
+        assert_eq!(each_kernel::handle_count(), before);
+        let ours = queue.register(Rc::new(*ours.into_inner())).unwrap();
+        let again = Arc::new(OwnedFd::from(Rc::into_inner(ours.into_inner()).unwrap()));
+        let again: Box<dyn AsAnyHandle> = Box::new(again);
+        let again = queue.register(again).unwrap();
+        assert_eq!(each_kernel::handle_count(), before);
+        // What lends a registration lends that.
+        let same = queue.register(&again).unwrap();
+        assert_eq!(each_kernel::handle_count(), before);
+        drop(same);
+        drop(again);
+        // The bytes that were not read make it a reset.
+        assert!(theirs.read(&mut [0; 8]).is_err());
+        assert_eq!(each_kernel::handle_count(), before - 1);
+        // Nobody can tell whether a type of the program's own does.
+        let file = TempFile::new(b"");
+        let before = each_kernel::handle_count();
+        let kept = queue.register(Keeps(file.open())).unwrap();
+        assert_eq!(each_kernel::handle_count(), before + 2);
+        drop(kept);
+        assert_eq!(each_kernel::handle_count(), before);
+    });
+}
+
+/// A handle that is watched by its number, and registered as a borrow after that: each is its own, and the
+/// waits of the one do not end with the other.
+#[test]
+fn a_handle_that_was_persisted_is_registered_as_a_borrow_beside_that() {
+    alone(|queue| {
+        for forgets in [false, true] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let number = ours.as_raw_fd();
+            queue.persist(&ours).unwrap();
+            let waiting = queue.ready(&ours, Event::Read);
+            queue.block_on(look_around()).unwrap();
+            let registered = queue.register(&ours).unwrap();
+            let reading = registered.read(vec![0; 8]);
+            queue.block_on(look_around()).unwrap();
+            if forgets {
+                std::mem::forget(registered);
+                queue.unregister(&ours).unwrap();
+                assert!(is_cancelled(&queue.block_on(waiting).unwrap().unwrap_err()));
+                let (new, mut there) = UnixStream::pair().unwrap();
+                drop(ours);
+                let new = open_as(number, || new.try_clone().unwrap());
+                // Nor is the new one taken for the old.
+                let new = queue.register(new).unwrap();
+                let fresh = new.read(vec![0; 8]);
+                there.write_all(b"new").unwrap();
+                theirs.write_all(b"old").unwrap();
+                assert_eq!(got(queue, reading), b"old");
+                assert_eq!(got(queue, fresh), b"new");
+            } else {
+                drop(registered);
+                assert!(is_cancelled(&queue.block_on(reading).unwrap().0.unwrap_err()));
+                theirs.write_all(b"x").unwrap();
+                assert!(queue.block_on(waiting).unwrap().unwrap().contains(Event::Read));
+                queue.unregister(&ours).unwrap();
+            }
+        }
+    });
+}
+
+/// What looks alike to the system, too: an eventfd's file is every eventfd's.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_has_the_number_of_a_forgotten_borrow_is_its_own_though_it_looks_the_same() {
+    alone(|queue| {
+        let eventfd = || {
+            // SAFETY: takes numbers; the descriptor that comes back is nobody's yet.
+            unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) }
+        };
+        let ring = |event: &OwnedFd, count: u64| {
+            File::from(event.try_clone().unwrap()).write_all(&count.to_ne_bytes()).unwrap();
+        };
+        let old = eventfd();
+        let also_old = old.try_clone().unwrap();
+        let number = old.as_raw_fd();
+        let registered = queue.register(&old).unwrap();
+        let reading = registered.read(vec![0; 8]);
+        queue.block_on(look_around()).unwrap();
+        std::mem::forget(registered);
+        drop(old);
+        let new = open_as(number, eventfd);
+        let waiting = queue.ready(&new, Event::Read);
+        queue.block_on(look_around()).unwrap();
+        ring(&new, 2);
+        let limited = waiting.timeout(Duration::from_secs(5));
+        assert!(queue.block_on(limited).unwrap().unwrap().contains(Event::Read));
+        let new = queue.register(new).unwrap();
+        assert_eq!(got(queue, new.read(vec![0; 8])), 2_u64.to_ne_bytes());
+        ring(&also_old, 1);
+        assert_eq!(got(queue, reading), 1_u64.to_ne_bytes());
+    });
+}
+
+/// Q9: a borrow of what is another queue's of this thread is refused, as the handle is.
+#[test]
+fn a_borrow_of_another_queues_handle_is_refused() {
+    alone(|queue| {
+        let other = queue_on(queue.kernel_kind()).unwrap();
+        let (one, _peer) = UnixStream::pair().unwrap();
+        let (owned, third) = UnixStream::pair().unwrap();
+        other.persist(&one).unwrap();
+        let owned = other.register(owned).unwrap();
+        let lent = other.register(&third).unwrap();
+        let refused: [&dyn AsAnyHandle; 4] = [&one, owned.get(), &owned, &lent];
+        for (number, handle) in refused.into_iter().enumerate() {
+            let refused = queue.register(handle).err().unwrap();
+            let error = PersistError::of(refused.error()).unwrap();
+            assert_eq!(error.reason(), PersistFailure::WrongQueue, "{number}");
+            assert_eq!(error.handle(), handle.as_any_handle().id());
+        }
+        assert_eq!(queue.persist(&lent).unwrap_err().reason(), PersistFailure::WrongQueue);
+        other.persist(&lent).unwrap();
+        other.unregister(&one).unwrap();
+        drop(queue.register(&one).unwrap());
     });
 }
