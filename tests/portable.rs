@@ -18,7 +18,7 @@ use each_kernel::{
     tcp_to_host,
 };
 #[cfg(unix)]
-use ioqueue::{Event, KernelKind};
+use ioqueue::Event;
 use ioqueue::{IoBuf, IoBufMut, Queue, error};
 
 /// A poll that does not wait, and what it brought.
@@ -252,27 +252,6 @@ on_each_kernel! {
         let (first, _connected) = connect();
         first.unwrap();
         assert_eq!(connect().0.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-    }
-
-    #[cfg(unix)]
-    /// A descriptor that somebody closed behind its owner's back: the wait ends with the call's error, and
-    /// nobody asks again and again.
-    not_simulated("it is a socket of Unix")
-    fn a_descriptor_that_was_closed_before_the_poll_ends_the_wait(queue) {
-        let (here, _there) = UnixStream::pair().unwrap();
-        // A number that no other test comes by.
-        let value = 900 + each_kernel::unique() as i32;
-        // SAFETY: takes numbers; nobody else has such a descriptor.
-        let ours = unsafe { OwnedFd::from_raw_fd(libc::dup2(here.as_raw_fd(), value)) };
-        let registered = queue.register(ours).unwrap();
-        let reading = registered.read(vec![0; 8]);
-        std::mem::forget(registered);
-        // SAFETY: it is ours, and nobody closes it again.
-        unsafe { libc::close(value) };
-        if queue.kernel_kind() == KernelKind::Uring {
-            let (result, _) = queue.block_on(reading).unwrap();
-            assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EBADF));
-        }
     }
 
     /// Bad input: an offset over 2^63 is refused, whichever way the call would have gone.

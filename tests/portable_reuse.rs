@@ -345,6 +345,30 @@ fn a_descriptor_closed_behind_its_owners_back_harms_nobody_else() {
     });
 }
 
+/// A registration that was forgotten, and its descriptor closed: a ring, which looks the number up later, ends
+/// the wait with the call's error. A poller forgets it, and the wait lasts until it is given up.
+#[test]
+fn a_descriptor_that_was_closed_before_the_poll_ends_the_wait() {
+    alone(|queue| {
+        let (here, _there) = UnixStream::pair().unwrap();
+        let value = here.as_raw_fd();
+        let registered = queue.register(here).unwrap();
+        let reading = registered.read(vec![0; 8]);
+        std::mem::forget(registered);
+        // SAFETY: it is ours, and nobody closes it again.
+        unsafe { libc::close(value) };
+        if queue.kernel_kind() == KernelKind::Uring {
+            let (result, _) = queue.block_on(reading).unwrap();
+            assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EBADF));
+            return;
+        }
+        queue.block_on(look_around()).unwrap();
+        assert_eq!(queue.pending().len(), 1);
+        let (result, _) = queue.block_on(reading.cancel()).unwrap();
+        assert!(is_cancelled(&result.unwrap_err()));
+    });
+}
+
 /// Scenario 64, Q9: while it is another queue's of this thread it says so, also by its number.
 #[test]
 fn a_handle_of_another_queue_is_known_by_its_number() {
