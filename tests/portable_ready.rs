@@ -5,14 +5,15 @@
 mod each_kernel;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::task::Poll;
+use std::thread;
 
 use each_kernel::{
-    TempFile, Wakes, listener, look_around, pipe_in, poll_once, poll_with, queue_on, raw_pipe,
-    raw_tcp, read_full, silent_address, skip, tcp_socket, write_full,
+    TempFile, Wakes, begin_connect, listener, look_around, pipe_in, poll_once, poll_with, queue_on,
+    raw_pipe, raw_socket, raw_tcp, read_full, set_nonblocking, silent_address, skip, write_full,
 };
 use ioqueue::{Event, Events, Misuse, Queue, error};
 
@@ -211,18 +212,40 @@ on_each_kernel! {
         drop(client);
     }
 
-    /// A connect that was begun by other code, and how it ended.
+    /// A connect that was begun by other code: it has ended, well or not, when the socket is ready to be
+    /// written to.
     fn a_socket_that_connects_is_ready_when_it_has(queue) {
-        let (address, _guard) = silent_address(queue);
-        let socket = tcp_socket(queue, address).into_inner();
-        each_kernel::set_nonblocking(&socket, true);
-        let registered = queue.register(socket).unwrap();
-        let connecting = registered.connect(address);
-        let mut waiting = registered.ready(Event::Write);
-        queue.block_on(look_around()).unwrap();
-        assert!(poll_once(&mut waiting).is_pending());
-        drop((connecting, waiting));
-        queue.run().unwrap();
+        for is_taken in [true, false] {
+            let (address, guard) = silent_address(queue);
+            let mut sockets = *guard.downcast::<Vec<OwnedFd>>().unwrap();
+            let listener = TcpListener::from(sockets.remove(0));
+            let socket = TcpStream::from(raw_socket(libc::AF_INET, libc::SOCK_STREAM));
+            set_nonblocking(&socket, true);
+            assert!(begin_connect(&socket, address), "the address is not silent");
+            let mut waiting = queue.ready(&socket, Event::Write);
+            queue.block_on(look_around()).unwrap();
+            assert!(poll_once(&mut waiting).is_pending());
+            // Whoever kept it waiting goes; it is tried again within a second or two.
+            drop(sockets);
+            let taking = is_taken.then(|| {
+                let from = socket.local_addr().unwrap();
+                thread::spawn(move || loop {
+                    let (stream, peer) = listener.accept().unwrap();
+                    if peer == from {
+                        return stream;
+                    }
+                })
+            });
+            let seen = these(queue.block_on(waiting).unwrap().unwrap());
+            match &taking {
+                Some(_) => assert_eq!(seen, [Event::Write]),
+                None => assert!(seen.contains(&Event::Error), "{seen:?}"),
+            }
+            let error = socket.take_error().unwrap().map(|error| error.kind());
+            assert_eq!(error, (!is_taken).then_some(std::io::ErrorKind::ConnectionRefused));
+            queue.unregister(&socket).unwrap();
+            drop(taking.map(|taking| taking.join().unwrap()));
+        }
     }
 
     /// What cannot be waited for is always ready.

@@ -112,15 +112,21 @@ pub fn silent_address() -> (SocketAddr, Vec<OwnedFd>) {
     for _ in 0..16 {
         let socket = raw_socket(libc::AF_INET, libc::SOCK_STREAM);
         set_nonblocking(&socket, true);
-        let connecting = socket_address(address);
-        // SAFETY: the address is ours, and so long.
-        unsafe {
-            let length = size_of_val(&connecting) as libc::socklen_t;
-            libc::connect(socket.as_raw_fd(), (&raw const connecting).cast(), length);
-        }
+        begin_connect(&socket, address);
         sockets.push(socket);
     }
     (address, sockets)
+}
+
+/// Begins to connect a socket that never blocks, as other code does; true where that goes on.
+pub fn begin_connect(socket: &impl AsFd, to: SocketAddr) -> bool {
+    let to = socket_address(to);
+    // SAFETY: the address is ours, and so long.
+    let begun = unsafe {
+        let length = size_of_val(&to) as libc::socklen_t;
+        libc::connect(socket.as_fd().as_raw_fd(), (&raw const to).cast(), length)
+    };
+    begun != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINPROGRESS)
 }
 
 fn socket_address(address: SocketAddr) -> libc::sockaddr_in {
