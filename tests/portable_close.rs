@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use each_kernel::{
     HalfWay, LONG, Marked, Way, assert_came_back, ends, is_windows, listener, look_around, pipe,
-    poll_once, poll_with, queue_on, tcp, ways, ways_in, write_full,
+    poll_once, poll_with, queue_on, tcp_to_host, ways, ways_in, write_full,
 };
 use ioqueue::error::{Closed, is_cancelled};
 use ioqueue::{Event, KernelKind, Queue, Registered};
@@ -268,32 +268,37 @@ on_each_kernel! {
         assert_eq!(drops.count(), 1);
     }
 
-    /// Scenario 43: a waker that drops the last handle of its queue.
+    /// Scenario 43: a waker that drops the last handle of its queue, which ends all that still waits.
     fn a_waker_may_drop_the_last_handle_of_its_queue(queue) {
         let other = another(queue);
-        let (reader, writer) = tcp(&other);
-        other.block_on(writer.write_all("data")).unwrap().0.unwrap();
+        let (reader, mut writer) = tcp_to_host(&other);
         let last = Rc::new(Cell::new(None));
         let waker = {
             let last = last.clone();
             each_kernel::waker(move || drop::<Option<Queue>>(last.take()))
         };
-        let mut first = reader.ready(Event::Read);
-        let mut reading = reader.read(vec![0; 8]);
-        let mut waiting = writer.ready(Event::PriorityRead);
-        assert!(poll_with(&mut waiting, &waker).is_pending());
-        let _ = (poll_with(&mut first, &waker), poll_once(&mut reading));
-        let task = other.spawn(async move { waiting.cancel().await.map(|_| ()) });
-        last.set(Some(other.clone()));
+        let mut first = reader.read(vec![0; 8]);
+        let mut second = reader.read(vec![0; 8]);
+        let third = reader.read(vec![0; 8]);
+        assert!(poll_with(&mut first, &waker).is_pending());
+        assert!(poll_with(&mut second, &waker).is_pending());
+        let task = other.spawn(async move { third.cancel().await.0.map(|_| ()) });
+        writer.write_all(b"data").unwrap();
         let mut ready = Vec::new();
-        other.poll(&mut ready, Some(Duration::ZERO)).unwrap();
-        drop(other);
+        while ready.len() < 2 {
+            other.poll(&mut ready, Some(LONG)).unwrap();
+        }
+        last.set(Some(other));
         for continuation in ready {
             continuation.resume();
         }
-        drop(last.take());
-        drop(task);
-        drop((reader, writer));
+        assert!(last.take().is_none(), "nobody was woken");
+        let Poll::Ready((count, bytes)) = poll_once(&mut first) else { panic!("it waits on") };
+        assert_eq!((count.unwrap(), &bytes[..]), (4, &b"data"[..]));
+        let Poll::Ready((result, _)) = poll_once(&mut second) else { panic!("it waits on") };
+        let error = result.unwrap_err();
+        assert!(Closed::is(&error) || is_cancelled(&error), "{error}");
+        drop((task, reader));
     }
 
     /// The peer sees the end at once when a handle is dropped, though its queue never looks again; whatever
