@@ -9,8 +9,8 @@ mod each_kernel;
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
-use std::time::Duration;
-use std::{io, iter};
+use std::time::{Duration, Instant};
+use std::{io, iter, thread};
 
 use each_kernel::{
     Marked, TempFile, ends, look_around, noise, pipe, queue_on, read_full, tcp, write_full,
@@ -200,6 +200,33 @@ fn a_ring_that_may_not_be_used_any_more_says_so() {
         drop(reading);
         assert_eq!(drops.count(), 0, "the kernel may still write there");
         works(&Queue::new().unwrap());
+    });
+}
+
+/// Q1: a thread ends at once with what its ring does not give back, and frees none of it. (The ring says that there is
+/// no memory just now, which is no reason to give up, and the operation cannot be taken back without it.)
+#[test]
+fn a_thread_ends_though_the_ring_gives_nothing_back() {
+    in_a_child("a_thread_ends_though_the_ring_gives_nothing_back", None, || {
+        let (buffer, drops) = Marked::new(8);
+        let ended = thread::spawn(|| {
+            let queue = Queue::current().unwrap();
+            if queue.kernel_kind() != KernelKind::Uring {
+                each_kernel::skip("this system gives no io_uring");
+                return None;
+            }
+            let (reader, writer) = pipe(&queue);
+            let reading = reader.read(buffer);
+            queue.block_on(look_around()).unwrap();
+            std::mem::forget((reading, reader, writer));
+            refuse(&[libc::SYS_io_uring_enter], libc::EAGAIN);
+            Some(Instant::now())
+        });
+        // A queue that is dropped waits for a second.
+        if let Some(start) = ended.join().unwrap() {
+            assert!(start.elapsed() < Duration::from_millis(700), "{:?}", start.elapsed());
+        }
+        assert_eq!(drops.count(), 0, "the kernel may still write there");
     });
 }
 

@@ -18,14 +18,13 @@ mod unix;
 #[cfg(windows)]
 mod windows;
 
-use std::cell::Cell;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::ops::Deref;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::task::{Context, Poll, Waker};
@@ -798,8 +797,8 @@ pub async fn look_around() {
 pub struct Wakes(AtomicU32);
 
 impl Wakes {
-    pub fn new() -> (std::sync::Arc<Self>, Waker) {
-        let wakes = std::sync::Arc::<Self>::default();
+    pub fn new() -> (Arc<Self>, Waker) {
+        let wakes = Arc::<Self>::default();
         (wakes.clone(), wakes.into())
     }
 
@@ -809,11 +808,11 @@ impl Wakes {
 }
 
 impl std::task::Wake for Wakes {
-    fn wake(self: std::sync::Arc<Self>) {
+    fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
-    fn wake_by_ref(self: &std::sync::Arc<Self>) {
+    fn wake_by_ref(self: &Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -826,15 +825,15 @@ pub fn waker(woken: impl Fn() + 'static) -> Waker {
     // SAFETY: as above.
     unsafe impl<F> Sync for OneThread<F> {}
     impl<F: Fn()> std::task::Wake for OneThread<F> {
-        fn wake(self: std::sync::Arc<Self>) {
+        fn wake(self: Arc<Self>) {
             self.wake_by_ref();
         }
-        fn wake_by_ref(self: &std::sync::Arc<Self>) {
+        fn wake_by_ref(self: &Arc<Self>) {
             assert_eq!(thread::current().id(), self.1, "woken on another thread");
             (self.0)();
         }
     }
-    std::sync::Arc::new(OneThread(woken, thread::current().id())).into()
+    Arc::new(OneThread(woken, thread::current().id())).into()
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -848,11 +847,11 @@ pub struct Marked {
 
 /// How often a [`Marked`] was dropped.
 #[derive(Clone, Default)]
-pub struct Drops(Rc<Cell<u32>>);
+pub struct Drops(Arc<AtomicU32>);
 
 impl Drops {
     pub fn count(&self) -> u32 {
-        self.0.get()
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -872,7 +871,7 @@ impl Marked {
 
 impl Drop for Marked {
     fn drop(&mut self) {
-        self.drops.0.set(self.drops.0.get() + 1);
+        self.drops.0.fetch_add(1, Ordering::Relaxed);
         let last = self.bytes.len() - 1;
         let marks = (self.bytes[0], self.bytes[last]);
         if !thread::panicking() {
