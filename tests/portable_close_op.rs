@@ -152,8 +152,10 @@ on_each_kernel! {
     }
 
     fn a_type_of_ones_own_is_closed_as_well(queue) {
-        let mine = queue.register(Mine(raw_tcp().0)).unwrap();
+        let (ours, peer) = raw_tcp();
+        let mine = queue.register(Mine(ours)).unwrap();
         queue.block_on(mine.close()).unwrap().unwrap();
+        end_of(peer);
     }
 
     // The system's answer is passed on.
