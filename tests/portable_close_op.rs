@@ -40,12 +40,20 @@ on_each_kernel! {
     fn a_file_is_closed_with_all_that_was_written(queue) {
         let contents = noise(100_000);
         let place = TempFile::new(b"");
-        let file = queue.register(place.open()).unwrap();
+        let file = place.open();
+        #[cfg(unix)]
+        assert!(each_kernel::lock(&file));
+        let file = queue.register(file).unwrap();
         queue.block_on(async {
             file.write_at(contents.clone(), 0).await.0.unwrap();
+            // Which a thread may have to do, by a descriptor of its own.
+            file.sync_all().await.unwrap();
             file.close().await.unwrap();
         }).unwrap();
         assert!(std::fs::read(&place.path).unwrap() == contents);
+        // The lock goes with the last descriptor.
+        #[cfg(unix)]
+        assert!(each_kernel::lock(&place.open()), "it is still open");
     }
 
     // SPEC Q8

@@ -261,6 +261,12 @@ impl Drop for TempFile {
     }
 }
 
+/// Locks a file for as long as it is open; false where it is locked.
+pub fn lock(file: &File) -> bool {
+    // SAFETY: takes numbers.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) == 0 }
+}
+
 /// A file with `contents`, which has no name any more.
 pub fn raw_file(contents: &[u8]) -> File {
     TempFile::new(contents).open()
