@@ -460,3 +460,33 @@ on_each_kernel! {
         assert!(duplicate.as_raw_fd() >= 0);
     }
 }
+
+/// Q13: a call of a file's that no thread has begun is taken back, and its buffer was not touched.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_waits_for_a_thread_is_taken_back() {
+    each_kernel::run(ioqueue::KernelKind::Readiness, |queue| {
+        const MANY: usize = 256;
+        let temporary = TempFile::new(&noise(MANY * BLOCK));
+        let file = match temporary.open_uncached() {
+            Ok(file) => queue.register(file).unwrap(),
+            Err(error) => return skip(&format!("no calls past the cache here: {error}")),
+        };
+        let take_back_the_last = || {
+            let mut reads: Vec<_> = (0..MANY)
+                .map(|block| file.read_at(aligned(BLOCK), (block * BLOCK) as u64))
+                .collect();
+            let last = reads.pop().unwrap().cancel();
+            drop(reads);
+            let (result, bytes) = queue.block_on(last).unwrap();
+            queue.run().unwrap();
+            result.is_err_and(|error| {
+                assert!(error::is_cancelled(&error), "{error}");
+                assert_eq!(bytes[..], [0xEE; BLOCK]);
+                true
+            })
+        };
+        // There are many more calls than threads. But whoever holds this one up may let them do them all.
+        assert!((0..20).any(|_| take_back_the_last()), "none of twenty was taken back");
+    });
+}
