@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -26,6 +26,12 @@ const MANY: usize = 5_000;
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A child has all descriptors of this process until it runs its program: none is made meanwhile.
+fn no_child() -> MutexGuard<'static, ()> {
+    static NO_CHILD: Mutex<()> = Mutex::new(());
+    NO_CHILD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 on_each_kernel! {
@@ -120,9 +126,11 @@ on_each_kernel! {
             if is_seen {
                 queue.block_on(look_around()).unwrap();
             }
+            let no_child = no_child();
             drop(listener);
             // Nobody listens any more.
             let error = TcpStream::connect(address).unwrap_err();
+            drop(no_child);
             assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
             for accept in accepts {
                 let error = queue.block_on(accept).unwrap().unwrap_err();
@@ -196,7 +204,11 @@ fn in_a_child(test: &str) {
     let program = std::env::current_exe().unwrap();
     let mut child = Command::new(program);
     child.args(["--exact", test, "--nocapture", "--test-threads=1"]).env("IOQUEUE_TEST_CHILD", "1");
-    let output = child.output().unwrap();
+    child.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let no_other = no_child();
+    let child = child.spawn().unwrap();
+    drop(no_other);
+    let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     said.lines().filter(|line| line.starts_with("SKIPPED")).for_each(|line| eprintln!("{line}"));
     assert!(output.status.success(), "{}\n{said}", String::from_utf8_lossy(&output.stdout));
