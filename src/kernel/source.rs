@@ -186,10 +186,12 @@ impl Source {
     /// Makes its calls never block, until the registration ends. The mode is one with that of duplicates: who
     /// has such a one, another queue say, may have taken it back.
     pub(crate) fn make_nonblocking(&mut self) {
-        self.made_nonblocking |= unix::set_nonblocking(self.fd, true);
+        self.made_nonblocking |= unix::make_nonblocking(self.fd);
         if !self.nonblocking {
             self.nonblocking = true;
-            self.file = unix::mark_of(self.fd);
+            if self.medium != Medium::Socket {
+                self.file = unix::mark_of(self.fd);
+            }
         }
     }
 
@@ -292,11 +294,18 @@ impl Source {
     #[inline(never)]
     unsafe fn attempt_any(&mut self, call: Call) -> Result<u32, Tried> {
         match call {
-            // SAFETY: passed on.
-            Call::Connect { peer } => match unsafe { unix::connect_ended(self.fd, peer) } {
-                Tried::Moved(count) => Ok(count),
-                tried => Err(tried),
-            },
+            Call::Connect { peer } => {
+                // It is tried again and again where nothing tells of its end.
+                // SAFETY: passed on.
+                if unsafe { (*peer).is_path() } {
+                    self.make_nonblocking();
+                }
+                // SAFETY: passed on.
+                match unsafe { unix::connect_ended(self.fd, peer) } {
+                    Tried::Moved(count) => Ok(count),
+                    tried => Err(tried),
+                }
+            }
             call if self.expects_nothing_of(call) => Err(Tried::WouldBlock),
             // SAFETY: passed on.
             call => unsafe { self.attempt(call) },
@@ -456,15 +465,19 @@ impl Sources {
     }
 
     /// Undoes what was done to the mode of a source. A mode is shared by duplicates, as a terminal's input
-    /// and output often are: one that is registered, and whose calls would block then, undoes it later.
+    /// and output often are: one that is registered, and whose calls would block then, undoes it later. (A
+    /// socket's few calls that need the mode look after it themselves.)
     pub(crate) fn restore_mode(&self, entry: EntryId) {
         let mut list = self.list.borrow_mut();
         let source = list[entry.index()].as_mut().expect("its registration ends only now");
         if !std::mem::take(&mut source.made_nonblocking) {
             return;
         }
-        let (fd, key, file) = (source.fd, source.key, source.file);
-        unix::set_nonblocking(fd, false);
+        let (medium, key, file) = (source.medium, source.key, source.file);
+        unix::make_blocking(source.fd);
+        if medium == Medium::Socket {
+            return;
+        }
         let heir = list.iter_mut().flatten().find(|other| {
             let may_be = other.nonblocking && other.key != 0 && other.key != key;
             may_be
@@ -473,7 +486,7 @@ impl Sources {
                 && !unix::is_nonblocking(other.fd)
         });
         if let Some(heir) = heir {
-            heir.made_nonblocking = unix::set_nonblocking(heir.fd, true);
+            heir.made_nonblocking = unix::make_nonblocking(heir.fd);
         }
     }
 

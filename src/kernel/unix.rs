@@ -421,16 +421,23 @@ pub(crate) fn ready_now(fd: RawFd, event: Event) -> Result<u32, Errno> {
     }
 }
 
-/// Makes a descriptor's calls block, or not; true where that changed something.
-pub(crate) fn set_nonblocking(fd: RawFd, nonblocking: bool) -> bool {
+/// Makes a descriptor's calls never block; true where that changed something.
+pub(crate) fn make_nonblocking(fd: RawFd) -> bool {
     // SAFETY: fcntl with these two takes and gives numbers.
     unsafe {
         let flags = libc::fcntl(fd, libc::F_GETFL);
-        if flags < 0 || (flags & libc::O_NONBLOCK != 0) == nonblocking {
+        if flags < 0 || flags & libc::O_NONBLOCK != 0 {
             return false;
         }
-        libc::fcntl(fd, libc::F_SETFL, flags ^ libc::O_NONBLOCK) == 0
+        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) == 0
     }
+}
+
+/// Makes its calls block again. Leaves its other flags as they are by now.
+pub(crate) fn make_blocking(fd: RawFd) {
+    let mut nonblocking: libc::c_int = 0;
+    // SAFETY: the number is ours.
+    unsafe { libc::ioctl(fd, libc::FIONBIO, &raw mut nonblocking) };
 }
 
 /// Closes a descriptor.
