@@ -25,10 +25,22 @@ impl TaskId {
     pub(crate) const NONE: Self = Self { index: Self::END, generation: 0 };
     pub(crate) const OTHER: Self = Self { index: Self::END, generation: 1 };
 
-    /// Whether it is a task's.
+    /// Names what a `block_on` waits for, inside so many others.
+    pub(crate) fn of_root(depth: usize) -> Self {
+        let generation = u32::try_from(depth).ok().and_then(|depth| depth.checked_add(2));
+        Self { index: Self::END, generation: generation.expect("fewer than 2^32 block_on") }
+    }
+
+    /// How many others a `block_on` of this name is inside of.
+    pub(crate) fn root_depth(self) -> Option<usize> {
+        let is_root = self.index == Self::END && self.generation >= 2;
+        is_root.then(|| self.generation as usize - 2)
+    }
+
+    /// Whether it is the name of a task or of a `block_on`.
     #[inline]
     pub(crate) fn is_name(self) -> bool {
-        self.index != Self::END
+        self.index != Self::END || self.generation >= 2
     }
 }
 
@@ -292,6 +304,11 @@ impl Blocker {
     pub(crate) fn take(&self) -> bool {
         // Looked at first: a swap costs as much as all else of a turn.
         self.is_woken() && self.woken.swap(false, Ordering::AcqRel)
+    }
+
+    /// Wakes it on the queue's own thread.
+    pub(crate) fn wake_here(&self) {
+        self.woken.store(true, Ordering::Release);
     }
 
     #[inline]

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use crate::continuation::{Continuation, Parked, ReadyList, Runnable};
@@ -792,7 +792,10 @@ impl Inner {
                 Parked::Task(task) if self.tasks.may_be_handed_out(task) => {
                     runnable.push(Continuation::Task(Runnable::new(self, task)));
                 }
-                Parked::Task(_) => {}
+                Parked::Task(task) => {
+                    let blocker = self.tasks.root(task).map(Waker::from);
+                    runnable.extend(blocker.map(Continuation::Waker));
+                }
             }
         }
     }
@@ -997,11 +1000,11 @@ impl Inner {
         let mut future = pin!(future);
         let blocker = Blocker::new(Arc::clone(&self.shared));
         let waker = Waker::from(Arc::clone(&blocker));
-        let mut context = Context::from_waker(&waker);
+        let root = self.tasks.enter_root(Arc::clone(&blocker));
         let mut output = None;
         self.resume_until(true, || {
             if blocker.take() {
-                if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+                if let Poll::Ready(value) = root.poll(future.as_mut(), &waker) {
                     output = Some(value);
                     return Step::Done;
                 }
@@ -1062,7 +1065,7 @@ impl Inner {
     fn resume_rest(&self) {
         while let Some(ready) = self.next_ready() {
             match ready {
-                Parked::Task(_) => {}
+                Parked::Task(task) => self.wake_root(task),
                 Parked::Other(Continuation::Key(_)) => self.hand_out(ready),
                 Parked::Other(other) => drop(other.resume()),
             }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, RawWakerVTable, Waker};
 
 use crate::continuation::Parked;
-use crate::notify::{TaskId, TaskWaker};
+use crate::notify::{Blocker, TaskId, TaskWaker};
 use crate::queue::{Entered, Inner};
 
 // ---------------------------------------------------------------------------------------------
@@ -191,6 +191,8 @@ pub(crate) struct Tasks {
     /// How many of them are being polled just now, one inside the other.
     inside: Cell<usize>,
     current: Cell<Option<Current>>,
+    /// The `block_on` at work, one inside the other.
+    roots: RefCell<Vec<Arc<Blocker>>>,
 }
 
 impl Tasks {
@@ -210,6 +212,25 @@ impl Tasks {
         let current = self.current.get()?;
         let is_its = current.data == waker.data() && std::ptr::eq(current.vtable, waker.vtable());
         is_its.then_some(current.id)
+    }
+
+    /// A `block_on` begins: its future is known by a name, as a task's, until it ends.
+    pub(crate) fn enter_root(&self, blocker: Arc<Blocker>) -> Root<'_> {
+        let mut roots = self.roots.borrow_mut();
+        roots.push(blocker);
+        Root { tasks: self, id: TaskId::of_root(roots.len() - 1) }
+    }
+
+    /// What wakes a `block_on`, if the name is one's.
+    pub(crate) fn root(&self, id: TaskId) -> Option<Arc<Blocker>> {
+        self.roots.borrow().get(id.root_depth()?).map(Arc::clone)
+    }
+
+    /// Says that what this waker wakes is being polled, until what it gives is dropped.
+    #[inline(always)]
+    fn polling(&self, id: TaskId, waker: &Waker) -> Polling<'_> {
+        let current = Current { id, data: waker.data(), vtable: waker.vtable() };
+        Polling(&self.current, self.current.replace(Some(current)))
     }
 
     /// A name for a new task.
@@ -254,7 +275,8 @@ impl Tasks {
     /// An operation's end wakes the task. False where it is on the list already, or finished.
     #[inline]
     pub(crate) fn becomes_ready(&self, id: TaskId) -> bool {
-        self.with(id, |body| !body.is_ready.replace(true)).unwrap_or(false)
+        let is_new = self.with(id, |body| !body.is_ready.replace(true));
+        is_new.unwrap_or_else(|| id.root_depth().is_some())
     }
 
     /// Whether somebody may be given the task to resume it; one that is being polled is polled again.
@@ -319,6 +341,27 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// A `block_on` at work.
+pub(crate) struct Root<'a> {
+    tasks: &'a Tasks,
+    id: TaskId,
+}
+
+impl Root<'_> {
+    /// Polls its future.
+    pub(crate) fn poll<F: Future>(&self, future: Pin<&mut F>, waker: &Waker) -> Poll<F::Output> {
+        let _polling = self.tasks.polling(self.id, waker);
+        future.poll(&mut Context::from_waker(waker))
+    }
+}
+
+impl Drop for Root<'_> {
+    fn drop(&mut self) {
+        let left = self.tasks.roots.borrow_mut().pop();
+        drop(left);
+    }
+}
+
 /// Says which task is being polled.
 struct Polling<'a>(&'a Cell<Option<Current>>, Option<Current>);
 
@@ -332,7 +375,7 @@ impl Inner {
     /// Polls a task, or drops one that was cancelled. Does nothing for one that is finished.
     #[inline(never)]
     pub(crate) fn resume_task(&self, id: TaskId) {
-        let Some((body, future)) = self.tasks.begin(id) else { return };
+        let Some((body, future)) = self.tasks.begin(id) else { return self.wake_root(id) };
         let mut turn = Turn::of(&self.tasks, &body);
         // Dropped before the task is finished, whatever happens.
         let mut future = future;
@@ -342,9 +385,7 @@ impl Inner {
         if is_over() {
             return drop(future);
         }
-        let (data, vtable) = (body.waker.data(), body.waker.vtable());
-        let outer = self.tasks.current.replace(Some(Current { id, data, vtable }));
-        let polling = Polling(&self.tasks.current, outer);
+        let polling = self.tasks.polling(id, &body.waker);
         let polled = future.as_mut().poll(&mut Context::from_waker(&body.waker));
         drop(polling);
         if polled.is_ready() || is_over() {
@@ -356,6 +397,13 @@ impl Inner {
             self.hand_out(Parked::Task(id));
         }
         turn.goes_on = true;
+    }
+
+    /// Has a `block_on` poll its future, if the name is one's.
+    pub(crate) fn wake_root(&self, id: TaskId) {
+        if let Some(blocker) = self.tasks.root(id) {
+            blocker.wake_here();
+        }
     }
 
     /// Drops a task's future, unless it is finished or being polled. Runs user code.
