@@ -23,10 +23,13 @@ const DOCUMENT: &str = "docs/TESTED.md";
 const SECTION: &str = "## Mutants\n";
 
 /// Where cargo-mutants looks.
-const GENERATED: [&str; 5] = [
+const GENERATED: [&str; 8] = [
     "src/operation.rs",
     "src/handle.rs",
     "src/queue.rs",
+    "src/queue/closing.rs",
+    "src/queue/registering.rs",
+    "src/queue/turning.rs",
     "src/kernel/iocp.rs",
     "src/kernel/iocp/packet.rs",
 ];

@@ -2,7 +2,7 @@
 //!
 //! `src/notify.rs` is compiled here as it is shipped, over loom's atomics and mutexes: loom then runs a
 //! model in each order, and with each outcome of every load, that the memory model allows. What is left
-//! of the queue is its loop (`queue::Queue::poll`, as `turn` in `src/queue.rs`), and of the kernel a port
+//! of the queue is its loop (`queue::Queue::poll`, as `turn` in `src/queue/turning.rs`), and of the kernel a port
 //! that holds wake-ups.
 //!
 //! A wake-up that is lost is a wait without an end, which loom reports as a deadlock.
