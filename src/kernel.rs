@@ -373,6 +373,14 @@ impl Kernel {
         }
     }
 
+    /// A registration has ended as its handle was closed: nothing is done by its number any more.
+    #[cfg(unix)]
+    pub(crate) fn retire(&self, entry: EntryId) {
+        if let Some(sources) = self.sources() {
+            sources.retire(entry);
+        }
+    }
+
     /// Gives `link` the operations of a registration that ends which are not in its list yet.
     #[cfg(unix)]
     pub(crate) fn adopt(&self, entry: EntryId, link: impl FnMut(SlotRef)) {

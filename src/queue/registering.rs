@@ -303,9 +303,15 @@ impl Inner {
             if matches!(slot.state(), State::InFlight) {
                 slot.set_closed_under();
                 waited = true;
+                // Windows has ended it with its handle, whose value may be another's by now.
+                if !self.kernel.has_overlapped() {
+                    self.cancel(slot);
+                }
             }
         }
         self.end_registration(entry);
+        #[cfg(unix)]
+        self.kernel.retire(entry);
         waited
     }
 
