@@ -99,11 +99,17 @@ impl From<Waker> for Parked {
 }
 
 /// What is ready, first ready first. Most of it are tasks, whose names are small.
-#[derive(Default)]
 pub(crate) struct ReadyList {
     /// With [`TaskId::OTHER`] for the next of the others.
     order: VecDeque<TaskId>,
     others: VecDeque<Continuation>,
+}
+
+impl Default for ReadyList {
+    /// With room for some, so that the first of the others does not allocate in the midst of a program.
+    fn default() -> Self {
+        Self { order: VecDeque::with_capacity(64), others: VecDeque::with_capacity(16) }
+    }
 }
 
 impl ReadyList {
