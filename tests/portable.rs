@@ -4,6 +4,7 @@
 mod each_kernel;
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io::Write;
 #[cfg(unix)]
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -11,11 +12,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use each_kernel::{
-    assert_came_back, cancels_later, file, kind_of, listener, stream_of, tcp, tcp_socket,
-    tcp_to_host,
+    Wakes, assert_came_back, cancels_later, file, kind_of, listener, look_around, poll_until,
+    poll_with, stream_of, tcp, tcp_socket, tcp_to_host,
 };
 #[cfg(unix)]
 use ioqueue::Event;
@@ -269,5 +272,69 @@ on_each_kernel! {
             let (read, bytes) = file.read_at(vec![0; 12], 0).await;
             assert_eq!((read.unwrap(), &bytes[..]), (10, &b"0123456789"[..]));
         }).unwrap();
+    }
+
+    /// Pitfall 12: what always ends at once lets the others have their turn.
+    fn what_ends_at_once_does_not_starve_the_others(queue) {
+        let (here, there) = tcp(queue);
+        drop(there);
+        let had_its_turn = Rc::new(Cell::new(false));
+        let other = Rc::clone(&had_its_turn);
+        queue.spawn(async move { other.set(true) }).detach();
+        queue.block_on(async {
+            let mut ends = 0;
+            while !had_its_turn.get() {
+                assert_eq!(here.recv(vec![0; 8]).await.0.unwrap(), 0);
+                ends += 1;
+                assert!(ends < 10_000, "the other task is starved");
+            }
+        }).unwrap();
+    }
+
+    /// Q5: an operation that nobody waits for wakes no task, though one has waited for the last in its place.
+    fn an_operation_does_not_wake_who_waited_for_the_last(queue) {
+        let (here, there) = tcp(queue);
+        let here = Rc::new(here);
+        let receiving = here.recv(vec![0; 8]);
+        let polls = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&polls);
+        let task = queue.spawn(async move {
+            receiving.await.0.unwrap();
+            poll_fn(|_| {
+                counted.set(counted.get() + 1);
+                Poll::<()>::Pending
+            })
+            .await;
+        });
+        queue.block_on(look_around()).unwrap();
+        queue.block_on(there.send("x")).unwrap().0.unwrap();
+        while polls.get() == 0 {
+            queue.block_on(look_around()).unwrap();
+        }
+        // It has the place of the first, and nobody polls it until it has ended.
+        let next = here.recv(vec![0; 8]);
+        queue.block_on(look_around()).unwrap();
+        queue.block_on(there.send("y")).unwrap().0.unwrap();
+        poll_until(queue, || queue.pending().is_empty());
+        queue.block_on(look_around()).unwrap();
+        assert_eq!(polls.get(), 1);
+        assert_eq!(queue.block_on(next).unwrap().1, b"y");
+        drop(task);
+    }
+
+    /// Q13, pitfall 45: an operation that goes from somebody to a task keeps nothing of who waited before.
+    fn an_operation_that_goes_to_a_task_lets_go_of_who_waited(queue) {
+        let (here, there) = tcp(queue);
+        let mut receiving = here.recv(vec![0; 8]);
+        let (wakes, waker) = Wakes::new();
+        assert!(poll_with(&mut receiving, &waker).is_pending());
+        drop(waker);
+        assert_eq!(Arc::strong_count(&wakes), 2);
+        let task = queue.spawn(receiving);
+        queue.block_on(look_around()).unwrap();
+        assert_eq!(Arc::strong_count(&wakes), 1, "it is still there");
+        queue.block_on(there.send("x")).unwrap().0.unwrap();
+        assert_eq!(queue.block_on(task).unwrap().1, b"x");
+        assert_eq!(wakes.count(), 0);
     }
 }

@@ -345,6 +345,25 @@ fn a_descriptor_closed_behind_its_owners_back_harms_nobody_else() {
     });
 }
 
+/// As the last, for a write that would wait for room: where the system cannot watch what has the number now, it
+/// ends, and nothing of it is left to those after it.
+#[test]
+fn what_cannot_be_watched_any_more_ends_its_write() {
+    alone(|queue| {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let number = one.as_raw_fd();
+        let one = queue.register(one).unwrap();
+        let (count, _) = queue.block_on(one.send(vec![1; 4 << 20])).unwrap();
+        assert!(count.unwrap() < 4 << 20, "there is room for everything");
+        std::mem::forget(take_the_place(number, File::open("/dev/null").unwrap()));
+        for _ in 0..3 {
+            queue.block_on(one.send("next")).unwrap().0.unwrap_err();
+        }
+        drop(one);
+        assert!(queue.pending().is_empty());
+    });
+}
+
 /// A registration that was forgotten, and its descriptor closed: a ring, which looks the number up later, ends
 /// the wait with the call's error. A poller forgets it, and the wait lasts until it is given up.
 #[test]

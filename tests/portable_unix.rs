@@ -18,7 +18,9 @@ use each_kernel::{
     finish_by_turns, is_nonblocking, look_around, poll_once, raw_pipe, raw_socket, read_full,
     set_nonblocking, skip, unique, write_full,
 };
-use ioqueue::{Misuse, Queue, Registered, SocketAddress, error};
+#[cfg(target_os = "linux")]
+use ioqueue::IoBuf;
+use ioqueue::{AsAnyHandle, Misuse, Queue, Registered, SocketAddress, error};
 
 /// A name in the file system that is free again when this is dropped.
 struct Name(PathBuf);
@@ -64,6 +66,82 @@ fn send_descriptor(socket: &UnixStream, bytes: &[u8], what: &impl AsFd) {
 fn unix_pair(queue: &Queue) -> (Registered<UnixStream>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     (queue.register(ours).unwrap(), theirs)
+}
+
+/// Writes until a write waits. Says which, and how much was written before.
+fn fill<H: AsAnyHandle>(
+    queue: &Queue,
+    to: &Registered<H>,
+) -> (impl Future<Output = (io::Result<usize>, Vec<u8>)> + Unpin + use<H>, usize) {
+    let mut written = 0;
+    loop {
+        let mut writing = to.send(vec![3; 4 << 20]);
+        queue.block_on(look_around()).unwrap();
+        match poll_once(&mut writing) {
+            Poll::Ready((count, _)) => written += count.unwrap(),
+            Poll::Pending => return (writing, written),
+        }
+    }
+}
+
+/// Waits until the other end has acknowledged everything.
+#[cfg(target_os = "linux")]
+fn arrives(socket: &impl AsFd) {
+    let start = std::time::Instant::now();
+    loop {
+        let mut left = 0;
+        // SAFETY: room for the answer, a number.
+        let told =
+            unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut left) };
+        assert_eq!(told, 0, "{}", io::Error::last_os_error());
+        if left == 0 {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "{left} bytes do not arrive");
+        std::thread::yield_now();
+    }
+}
+
+/// Bytes of which only the first half can be read, as those of a file in memory that became shorter.
+#[cfg(target_os = "linux")]
+struct HalfReadable(*mut libc::c_void);
+
+#[cfg(target_os = "linux")]
+impl HalfReadable {
+    const LENGTH: usize = 128 << 10;
+
+    fn new() -> Self {
+        let half = Self::LENGTH / 2;
+        // SAFETY: memory of its own, at a place of the system's choice, of which the second half is closed.
+        unsafe {
+            let (all, flags) = (libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANON);
+            let at = libc::mmap(std::ptr::null_mut(), Self::LENGTH, all, flags, -1, 0);
+            assert!(at != libc::MAP_FAILED, "{}", io::Error::last_os_error());
+            assert_eq!(libc::mprotect(at.byte_add(half), half, libc::PROT_NONE), 0);
+            Self(at)
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for HalfReadable {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`.
+        unsafe { libc::munmap(self.0, Self::LENGTH) };
+    }
+}
+
+// SAFETY: the memory stays where it is, and is mapped as long as this is there. Only the system reads it, which
+// answers for what it cannot read with a shorter count, or an error.
+#[cfg(target_os = "linux")]
+unsafe impl IoBuf for HalfReadable {
+    fn io_ptr(&self) -> *const u8 {
+        self.0.cast()
+    }
+
+    fn io_len(&self) -> usize {
+        Self::LENGTH
+    }
 }
 
 /// Both ends of a terminal: the program's and the screen's. It passes bytes on as they are.
@@ -275,6 +353,69 @@ on_each_kernel! {
             drop(waiting);
             queue.run().unwrap();
         }
+    }
+
+    /// A write that waits for room goes on as soon as there is some, not when somebody looks after it.
+    fn room_is_told_of_at_once(queue) {
+        let (ours, mut theirs) = unix_pair(queue);
+        for round in 0..5 {
+            let (mut waiting, written) = fill(queue, &ours);
+            theirs.read_exact(&mut vec![0; written]).unwrap();
+            queue.block_on(look_around()).unwrap();
+            let Poll::Ready((count, _)) = poll_once(&mut waiting) else {
+                panic!("round {round}: there is room, and it is waited for");
+            };
+            theirs.read_exact(&mut vec![0; count.unwrap()]).unwrap();
+        }
+    }
+
+    /// A write can end early though there is room: where the system cannot read the rest of the buffer. No edge
+    /// tells of room that there was all the time.
+    #[cfg(target_os = "linux")]
+    fn what_is_written_after_a_write_that_ended_early_goes_out(queue) {
+        for is_half_open in [false, true] {
+            let (ours, mut theirs) = each_kernel::raw_tcp();
+            let ours = queue.register(ours).unwrap();
+            if is_half_open {
+                // The end has the handle watched in another way.
+                let end = ours.recv(vec![0; 8]);
+                queue.block_on(look_around()).unwrap();
+                theirs.shutdown(std::net::Shutdown::Write).unwrap();
+                assert_eq!(queue.block_on(end).unwrap().0.unwrap(), 0);
+            }
+            // From here on the handle is watched, and nothing is left to be told of it.
+            let (waiting, written) = fill(queue, &ours);
+            theirs.read_exact(&mut vec![0; written]).unwrap();
+            let count = queue.block_on(waiting).unwrap().0.unwrap();
+            theirs.read_exact(&mut vec![0; count]).unwrap();
+            arrives(ours.get());
+            queue.block_on(look_around()).unwrap();
+            for round in 0..2 {
+                let (count, buffer) = queue.block_on(ours.send(HalfReadable::new())).unwrap();
+                let count = count.unwrap();
+                assert!(count < HalfReadable::LENGTH, "it cannot be read whole");
+                drop(buffer);
+                let next = ours.send("next").timeout(Duration::from_secs(10));
+                let (sent, _) = queue.block_on(next).unwrap();
+                assert_eq!(sent.unwrap(), 4, "round {round}");
+                let mut sink = vec![0; count + 4];
+                theirs.read_exact(&mut sink).unwrap();
+                assert_eq!(sink[count..], *b"next");
+            }
+        }
+    }
+
+    /// A pipe that was full is written to at once when it has room again, if it was before.
+    fn a_pipe_that_was_full_is_written_to_at_once_again(queue) {
+        let (reader, writer) = raw_pipe();
+        let (mut reader, writer) = (File::from(reader), queue.register(writer).unwrap());
+        if poll_once(&mut writer.write("first")).is_pending() {
+            return skip("this system cannot be asked for a pipe's write that does not block");
+        }
+        let (count, _) = queue.block_on(writer.write(vec![1; 4 << 20])).unwrap();
+        reader.read_exact(&mut vec![0; 5 + count.unwrap()]).unwrap();
+        queue.block_on(look_around()).unwrap();
+        assert!(poll_once(&mut writer.write("next")).is_ready(), "there is room");
     }
 
     /// What never blocks already behaves as the others, and stays as it was.
