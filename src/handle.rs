@@ -405,6 +405,8 @@ pub(crate) struct Registration {
     pub(crate) entry: EntryId,
     pub(crate) raw: RawHandle,
     pub(crate) kind: HandleKind,
+    /// It is that of another `Registered`, which lends it, and ends with that.
+    is_lent: bool,
     /// What is registered, where who registered it does not own the handle: it is open until the
     /// registration has ended, whatever becomes of the other.
     #[cfg(unix)]
@@ -418,9 +420,15 @@ impl Registration {
             entry,
             raw: handle.raw(),
             kind: handle.kind(),
+            is_lent: false,
             #[cfg(unix)]
             _duplicate: None,
         }
+    }
+
+    /// The registration is another's, too, who ends it.
+    pub(crate) fn lent(self) -> Self {
+        Self { is_lent: true, ..self }
     }
 
     /// The registration is that of a duplicate.
@@ -484,6 +492,9 @@ impl Registration {
 /// a file that waits for its turn may go on with whatever has the handle's value then. Its memory is safe,
 /// but what it reads may be somebody else's.
 ///
+/// A handle that two own (in an `Rc`, say) is registered until both are dropped; one that is made of another
+/// `Registered`, or of a borrow of that, ends with that one at the latest.
+///
 /// It keeps the value it registered and never asks the handle for it again, so a type whose
 /// `as_handle` changes its answer cannot confuse the queue. Operations on it make no call to check
 /// that the handle is still the one that was registered, as those on a borrowed handle do.
@@ -494,7 +505,7 @@ pub struct Registered<H> {
 }
 
 impl<H: AsAnyHandle> Registered<H> {
-    /// Registers `handle` with the calling thread's queue.
+    /// Registers `handle` with the [current](Queue::current) queue.
     ///
     /// # Errors
     /// As [`persist`](crate::persist); the handle comes back in the error.
@@ -543,7 +554,11 @@ impl<H> Registered<H> {
 
 impl<H> Drop for Registered<H> {
     fn drop(&mut self) {
-        self.registration.queue.unregister(self.registration.entry);
+        let Registration { queue, entry, is_lent, .. } = &self.registration;
+        let is_last = !is_lent && queue.registry.borrow_mut().disown(*entry);
+        if is_last {
+            queue.unregister(*entry);
+        }
     }
 }
 
@@ -735,8 +750,8 @@ pub(crate) struct Facts {
     pub(crate) raw: RawHandle,
     pub(crate) skips: bool,
     pub(crate) mark: Mark,
-    /// A [`Registered`] owns it, so it cannot have been closed.
-    pub(crate) owned: bool,
+    /// How many [`Registered`] own it; with any it cannot have been closed.
+    pub(crate) owners: u32,
 }
 
 struct Entry {
@@ -871,11 +886,22 @@ impl Registry {
         self.get(id)?.facts
     }
 
-    /// The registration is a [`Registered`]'s from now on.
+    /// The registration is a [`Registered`]'s from now on, as well as others'.
     pub(crate) fn own(&mut self, id: EntryId) {
         if let Some(facts) = &mut self.entries[id.index as usize].facts {
-            facts.owned = true;
+            facts.owners += 1;
         }
+    }
+
+    /// One of them is gone. True for the last: the registration ends with it.
+    pub(crate) fn disown(&mut self, id: EntryId) -> bool {
+        if !self.is_attached(id) {
+            return false;
+        }
+        let facts = self.entries[id.index as usize].facts.as_mut();
+        let facts = facts.expect("an attached entry has facts");
+        facts.owners -= 1;
+        facts.owners == 0
     }
 
     /// How many handles are registered.
@@ -930,8 +956,7 @@ mod tests {
         let values = values.map(std::ptr::without_provenance_mut);
         let ids = values.map(|raw| {
             let id = registry.reserve();
-            registry
-                .attach(id, Facts { raw, skips: false, mark: Mark::Mode(Ok(true)), owned: false });
+            registry.attach(id, Facts { raw, skips: false, mark: Mark::Mode(Ok(true)), owners: 0 });
             id
         });
         assert_eq!(values.map(|raw| registry.lookup(raw)), ids.map(Some));

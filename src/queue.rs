@@ -392,7 +392,7 @@ impl Inner {
         }
         let Some(entry) = slot.entry() else { return };
         let Some(facts) = self.registry.borrow().facts(entry) else { return };
-        if !facts.owned && self.kernel.identity(facts.raw, facts.mark) == Identity::Gone {
+        if facts.owners == 0 && self.kernel.identity(facts.raw, facts.mark) == Identity::Gone {
             slot.set_closed_under();
             self.closed_early(entry);
         }

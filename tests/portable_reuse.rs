@@ -773,3 +773,24 @@ fn a_borrow_of_another_queues_handle_is_refused() {
         drop(queue.register(&one).unwrap());
     });
 }
+
+/// Two own it, and others are lent it by one of them: whoever goes ends nothing of the other's, and who is
+/// forgotten keeps nothing.
+#[test]
+fn a_handle_that_two_own_is_registered_until_both_are_gone() {
+    alone(|queue| {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let here = Rc::new(here);
+        let one = queue.register(Rc::clone(&here)).unwrap();
+        let other = queue.register(Rc::clone(&here)).unwrap();
+        let reading = other.read(vec![0; 8]);
+        drop(one);
+        drop(queue.register(&other).unwrap());
+        std::mem::forget(queue.register(&other).unwrap());
+        there.write_all(b"hello").unwrap();
+        assert_eq!(queue.block_on(reading).unwrap().0.unwrap(), 5);
+        let waiting = other.read(vec![0; 8]);
+        drop(other);
+        assert!(is_cancelled(&queue.block_on(waiting).unwrap().0.unwrap_err()));
+    });
+}

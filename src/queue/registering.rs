@@ -81,9 +81,15 @@ impl Inner {
             return self.register_lent(handle, options);
         }
         let entry = self.persist(handle, options, owned)?;
-        // One that was registered before has an owner now.
-        self.registry.borrow_mut().own(entry);
-        Ok(Registration::new(self, entry, handle))
+        let registration = Registration::new(self, entry, handle);
+        let mut registry = self.registry.borrow_mut();
+        // A borrow of what another owns may be forgotten: that is not to keep it registered.
+        if !owned && registry.facts(entry).is_some_and(|facts| facts.owners > 0) {
+            return Ok(registration.lent());
+        }
+        // One that was registered before has an owner now, or one more.
+        registry.own(entry);
+        Ok(registration)
     }
 
     /// Registers a duplicate of what is only lent. The `Registered` may be forgotten, and the handle be
@@ -98,7 +104,7 @@ impl Inner {
         self.registered_as(handle)?;
         // It lasts no longer than what lends it.
         if let Some(entry) = self.lent_under(handle) {
-            return Ok(Registration::new(self, entry, handle));
+            return Ok(Registration::new(self, entry, handle).lent());
         }
         let duplicate = unix::duplicate(descriptor(handle.raw())).map_err(|errno| {
             refuse(match errno {
@@ -140,7 +146,7 @@ impl Inner {
                     raw: handle.raw(),
                     skips: binding.skips,
                     mark: binding.mark,
-                    owned: false,
+                    owners: 0,
                 };
                 self.registry.borrow_mut().attach(entry, facts);
                 event!(debug, handle = %handle.id(), skips = binding.skips, "registered");
