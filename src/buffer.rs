@@ -103,7 +103,7 @@ macro_rules! fixed {
     )*};
 }
 fixed!([] Box<[u8]>, [<const N: usize>] [u8; N], [<const N: usize>] Box<[u8; N]>);
-fixed!([] &'static [u8], [] &'static str, [] String, [] Rc<[u8]>, [] Arc<[u8]>);
+fixed!([] &'static [u8], [<const N: usize>] &'static [u8; N], [] &'static str, [] String, [] Rc<[u8]>, [] Arc<[u8]>);
 
 macro_rules! fixed_mut {
     ($([$($generics:tt)*] $of:ty),*) => {$(

@@ -193,7 +193,7 @@ fn fallback(_: i32) -> u32 {
 
 /// Whether an error says that the operation was cancelled (`ERROR_OPERATION_ABORTED`, `ECANCELED`).
 ///
-/// `io::ErrorKind` has no name for it; the standard library calls it `TimedOut`.
+/// `io::ErrorKind` has no name for it: on Windows the standard library calls it `TimedOut`.
 pub fn is_cancelled(error: &io::Error) -> bool {
     let code = error.raw_os_error();
     code == Some(win::ERROR_OPERATION_ABORTED as i32)
@@ -202,6 +202,8 @@ pub fn is_cancelled(error: &io::Error) -> bool {
 }
 
 /// The queue was closed: what waited for it was cancelled, and it takes nothing new.
+///
+/// As an `io::Error` it has the kind `BrokenPipe`, as some errors of connections have: [`Closed::is`] tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed;
 

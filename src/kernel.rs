@@ -210,7 +210,13 @@ impl Kernel {
             #[allow(unreachable_patterns)]
             missing => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                format!("this build of ioqueue has no {missing:?} kernel on this system"),
+                match missing {
+                    KernelKind::Simulated => {
+                        "this build of ioqueue has no simulated kernel: that is its feature `sim`"
+                            .into()
+                    }
+                    missing => format!("ioqueue has no {missing:?} kernel on this system"),
+                },
             )),
         }
     }

@@ -325,6 +325,7 @@ impl<H> Registered<H> {
     /// read that is started meanwhile gets what comes in between. **Dropping it** cancels the one in flight, and what was read until then is
     /// lost with the buffer. Where that matters, use [`read`](Self::read) and its `cancel`.
     #[track_caller]
+    #[must_use = "the first of its operations has begun, and is cancelled when this is dropped"]
     pub fn read_exact<B: IoBufMut>(&self, buffer: B) -> impl Future<Output = (io::Result<()>, B)> {
         let caller = Location::caller();
         let read = move |buffer: B, done: usize| {
@@ -359,6 +360,7 @@ impl<H> Registered<H> {
     /// write that is started meanwhile may come in between. **Dropping it** cancels the one in flight, and nobody knows how much was written.
     /// Where that matters, use [`write`](Self::write) and its `cancel`.
     #[track_caller]
+    #[must_use = "the first of its operations has begun, and is cancelled when this is dropped"]
     pub fn write_all<B: IoBuf>(&self, buffer: B) -> impl Future<Output = (io::Result<()>, B)> {
         let caller = Location::caller();
         let write = move |buffer: B, done: usize| {

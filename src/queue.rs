@@ -607,8 +607,8 @@ impl Queue {
     /// `None` waits for ever, zero never blocks, and with nothing to wait for it returns at once,
     /// whatever `timeout` says (a [`Notifier`] is nothing to wait for; a [`sleep`](Self::sleep) is).
     /// A finite wait ends late rather than early: it is rounded up to the system's unit (a
-    /// millisecond, and its clock's tick). It also ends when a [`Notifier`] rang, so it may append
-    /// nothing. What nobody waits for any more is dropped here.
+    /// millisecond, and its clock's tick). It also ends when a [`Notifier`] rang, or an operation whose
+    /// future nobody has polled yet, so it may append nothing. On a queue that is closed it returns at once. What nobody waits for any more is dropped here.
     ///
     /// # Errors
     /// What `GetQueuedCompletionStatusEx` says. What was appended until then is valid.

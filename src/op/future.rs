@@ -17,7 +17,8 @@ use crate::time::Elapsed;
 ///
 /// It goes on whether it is polled or not, and works under any executor, as long as somebody polls the
 /// queue. **Dropping it cancels the operation**; its buffer stays until the kernel is done, and is
-/// dropped then. [`cancel`](Self::cancel) can be awaited and loses nothing. Not `Send`.
+/// dropped then. What it had done by then is lost: bytes that it has read are gone.
+/// [`cancel`](Self::cancel) can be awaited and loses nothing. Not `Send`.
 ///
 /// If the queue is closed meanwhile the result is [`Closed`](crate::error::Closed), or how the operation
 /// ended if it was faster.
@@ -25,7 +26,7 @@ use crate::time::Elapsed;
 /// # Panics
 /// When it is polled after its end, or after the queue was closed and the kernel did not give the
 /// operation back ([`Undrained`](crate::error::Undrained)).
-#[must_use = "dropping it cancels the operation"]
+#[must_use = "dropping it cancels the operation (but a close), and its result is lost"]
 pub struct Operation<R: Request> {
     /// Dropped by hand, which costs nothing where it was taken.
     stage: ManuallyDrop<Stage<R>>,
