@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use each_kernel::{pipe_in, poll_with};
+use each_kernel::{look_around, pipe_in, poll_with};
 use ioqueue::error::Closed;
 use ioqueue::op::Read;
 use ioqueue::{Continuation, Operation};
@@ -42,6 +42,26 @@ on_each_kernel! {
             let (read, _) = waiting.await;
             assert_eq!(read.unwrap(), 5);
         }).unwrap();
+    }
+
+    // As the last, where the outer future has to be woken: by what only the inner has seen.
+    fn what_ends_inside_of_an_inner_block_on_wakes_the_outer(queue) {
+        let (ours, mut theirs) = pipe_in(queue);
+        let mut waiting = ours.read(vec![0; 8]);
+        let mut is_first = true;
+        let (read, _) = queue.block_on(poll_fn(|context| {
+            let polled = Pin::new(&mut waiting).poll(context);
+            if std::mem::take(&mut is_first) {
+                assert!(polled.is_pending());
+                theirs.write_all(b"hello").unwrap();
+                while !queue.pending().is_empty() {
+                    queue.block_on(look_around()).unwrap();
+                }
+                queue.block_on(look_around()).unwrap();
+            }
+            polled
+        })).unwrap();
+        assert_eq!(read.unwrap(), 5);
     }
 
     // A wait that goes on after its block_on, in another: the name is used again, and nothing hangs.
