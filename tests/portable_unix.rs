@@ -355,6 +355,24 @@ on_each_kernel! {
         }
     }
 
+    /// A receive that waits gets what comes at once, not when somebody looks after it.
+    fn what_comes_is_told_of_at_once(queue) {
+        for round in 0..5 {
+            let (ours, mut theirs) = unix_pair(queue);
+            for part in ["first", "next"] {
+                let mut waiting = ours.recv(vec![0; 64]);
+                queue.block_on(look_around()).unwrap();
+                assert!(poll_once(&mut waiting).is_pending());
+                theirs.write_all(part.as_bytes()).unwrap();
+                queue.block_on(look_around()).unwrap();
+                let Poll::Ready((_, bytes)) = poll_once(&mut waiting) else {
+                    panic!("round {round}: {part} has come, and is waited for");
+                };
+                assert_eq!(bytes, part.as_bytes());
+            }
+        }
+    }
+
     /// A write that waits for room goes on as soon as there is some, not when somebody looks after it.
     fn room_is_told_of_at_once(queue) {
         let (ours, mut theirs) = unix_pair(queue);
