@@ -121,6 +121,7 @@ fn what_had_come_for_the_old_is_not_told_of_the_new() {
 fn a_write_never_goes_to_the_next_file_of_that_number() {
     alone(|queue| {
         let (old, new) = (TempFile::new(&[0; 4096]), TempFile::new(&[0; 4096]));
+        let mut came_back = 0;
         for round in 0..2_000 {
             let file = old.open();
             let number = file.as_raw_fd();
@@ -131,7 +132,8 @@ fn a_write_never_goes_to_the_next_file_of_that_number() {
             let _ = poll_once(&mut on);
             drop(file);
             let next = new.open();
-            assert_eq!(next.as_raw_fd(), number, "the number was to come back");
+            // Unless a thread that begins looks up something just now.
+            came_back += u32::from(next.as_raw_fd() == number);
             for write in writes {
                 match queue.block_on(write).unwrap().0 {
                     Ok(count) => assert_eq!(count, 1024),
@@ -143,6 +145,7 @@ fn a_write_never_goes_to_the_next_file_of_that_number() {
             next.read_exact_at(&mut now, 0).unwrap();
             assert!(now == [0; 4096], "round {round}: the wrong file was written to");
         }
+        assert!(came_back > 1_900, "{came_back} times");
     });
 }
 
@@ -151,6 +154,7 @@ fn a_write_never_goes_to_the_next_file_of_that_number() {
 fn a_read_never_comes_from_the_next_file_of_that_number() {
     alone(|queue| {
         let (old, new) = (TempFile::new(&[1; 65_536]), TempFile::new(&[2; 65_536]));
+        let mut came_back = 0;
         for round in 0..1_000 {
             let file = old.open();
             let number = file.as_raw_fd();
@@ -161,7 +165,8 @@ fn a_read_never_comes_from_the_next_file_of_that_number() {
                 (0..4).map(|part| file.read_at(vec![0; 4096], part * 16_384)).collect();
             drop(file);
             let next = new.open();
-            assert_eq!(next.as_raw_fd(), number, "the number was to come back");
+            // Unless a thread that begins looks up something just now.
+            came_back += u32::from(next.as_raw_fd() == number);
             for read in reads {
                 match queue.block_on(read).unwrap() {
                     (Ok(_), bytes) => assert!(bytes == [1; 4096], "round {round}"),
@@ -169,6 +174,7 @@ fn a_read_never_comes_from_the_next_file_of_that_number() {
                 }
             }
         }
+        assert!(came_back > 950, "{came_back} times");
     });
 }
 
