@@ -14,7 +14,8 @@ pub use crate::task::Runnable;
 /// own through [`wait_with`](crate::iocp::wait_with).
 ///
 /// Not `Send`: a continuation is resumed on its queue's thread. Dropping one instead of resuming it
-/// cancels the task ([`Task`](Self::Task)), or forgets the wake-up (the others).
+/// cancels the task ([`Task`](Self::Task)), or forgets the wake-up (the others). A task whose continuation
+/// is forgotten (`mem::forget`) is not resumed for what it waits for any more.
 #[non_exhaustive]
 pub enum Continuation {
     /// A task made with [`spawn`](crate::spawn) that can go on.

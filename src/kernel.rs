@@ -99,7 +99,9 @@ pub(crate) enum Identity {
     Gone,
 }
 
-/// Takes what a look at the kernel brings. Runs no user code, and does not come back to the kernel.
+/// Takes what a look at the kernel brings. Runs no user code, and comes back to the kernel only to end the
+/// registration of a handle that turns out to be closed: which no `Registered` owns, and nothing waits in its
+/// source's lanes.
 pub(crate) trait Sink {
     /// A packet of a completion port, which is only a claim.
     fn packet(&mut self, packet: Packet);

@@ -14,7 +14,7 @@
 //!                               └─ packet: the state is dropped, then Free
 //! ```
 //!
-//! No function here runs user code but [`dispose`], which says so.
+//! User code runs where a state is dropped ([`dispose`], a ticket, the slab) or a waker cloned, and nowhere else.
 
 use std::alloc::{self, Layout};
 use std::any::type_name;

@@ -741,7 +741,7 @@ impl fmt::Debug for Queue {
 
 #[cfg(unix)]
 impl AsFd for Queue {
-    /// The ring, epoll or kqueue: ready to read when a [`poll`](Queue::poll) would find something that the
+    /// Ready to read when a [`poll`](Queue::poll) would find something that the
     /// kernel or another thread brought. For a host loop to wait on, by the level.
     ///
     /// It says nothing of what this thread does by itself. What was started since the last poll is begun by

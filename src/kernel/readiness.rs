@@ -224,6 +224,10 @@ impl Readiness {
         if timer {
             self.doubts_are_timed.set(false);
             self.sources.resolve_doubts(!heard, sink);
+            // A host that waits for the poller would not come to set it.
+            if self.sources.has_doubts() {
+                self.set_timer();
+            }
         } else if let Some(since) = self.doubts_since.get() {
             let is_due = (unix::coarse_now().saturating_sub(since)).as_millis() >= DOUBT_MS.into();
             if is_due || (!heard && longest > 0) {

@@ -24,7 +24,7 @@
 //! holds its file open. So when a registration ends, all is handed over and its poll taken back, before the
 //! descriptor can be closed. A close that is an operation comes after the completions of all others.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd};
@@ -72,6 +72,9 @@ pub(crate) struct Uring {
     /// The ring's descriptor, or its registered number, and the flag that says which.
     descriptor: RawFd,
     enter_flags: u32,
+    /// Tells a host that waits for it that a look would find something: the ring's own descriptor does not,
+    /// as what comes is taken in by looks only (`DEFER_TASKRUN`). Made when a host asks for it.
+    host: OnceCell<Bell>,
     bell: Arc<Bell>,
     bell_rings: Cell<bool>,
     /// The timer for what waits in doubt is set.
@@ -115,6 +118,7 @@ impl Uring {
         Ok(Self {
             descriptor: registered.unwrap_or(raw),
             enter_flags: if registered.is_some() { REGISTERED } else { 0 },
+            host: OnceCell::new(),
             bell,
             bell_rings: Cell::new(false),
             doubts_are_timed: Cell::new(false),
@@ -153,7 +157,7 @@ impl Uring {
                 self.push(entry.user_data(NOBODY));
             }
         }
-        self.flush(left || watched != 0);
+        self.hand_over(left || watched != 0);
         self.sources.retire(entry);
     }
 
@@ -314,6 +318,31 @@ impl Uring {
         true
     }
 
+    /// Hands over all submissions before a descriptor may be closed that they name. A system without memory
+    /// just now is asked again: what it has not seen would be done to whatever has the number then.
+    fn hand_over(&self, finish: bool) {
+        loop {
+            self.flush(finish);
+            let is_all =
+                self.backlog.borrow().is_empty() && self.ring.borrow_mut().submission().is_empty();
+            if is_all || !self.lacks_memory() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether the system takes no submissions just now, but may later.
+    fn lacks_memory(&self) -> bool {
+        let count = self.ring.borrow_mut().submission().len() as u32;
+        match self.enter(count, 0, 0, None).map_err(|error| error.raw_os_error()) {
+            Ok(_) => true,
+            Err(errno) => {
+                matches!(errno, Some(libc::EAGAIN | libc::ENOMEM | libc::EINTR | libc::EBUSY))
+            }
+        }
+    }
+
     /// Hands over all submissions, and waits for nothing. `finish` has the kernel finish what has ended,
     /// which lets go of its files.
     fn flush(&self, finish: bool) {
@@ -412,6 +441,10 @@ impl Uring {
         }
         let longest = self.sources.longest(timeout_ms);
         let answer = self.look(longest);
+        if let Some(host) = self.host.get() {
+            // What was told of until now is in this batch, or seen below to be left.
+            host.empty();
+        }
         // Those that come while these are looked at are for the next look.
         let mut batch = self.batch.borrow_mut();
         if !self.early.borrow().is_empty() {
@@ -442,10 +475,43 @@ impl Uring {
         if !self.closings.borrow().is_empty() {
             self.close_what_is_free();
         }
+        if let Some(host) = self.host.get() {
+            self.leave_to(host);
+        }
         if rang {
             sink.rang();
         }
         answer
+    }
+
+    /// A host waits for the descriptor from now on, until something comes: nothing may be left for the next
+    /// look, which would not come.
+    fn leave_to(&self, host: &Bell) {
+        if !self.bell_rings.get() {
+            self.watch_bell();
+        }
+        if self.sources.has_doubts() && !self.doubts_are_timed.get() {
+            self.set_timer();
+        }
+        self.flush(false);
+        let has_work = {
+            let mut ring = self.ring.borrow_mut();
+            let submissions = ring.submission();
+            submissions.taskrun() || submissions.cq_overflow()
+        };
+        if has_work || !self.early.borrow().is_empty() {
+            // It cannot fail but for a descriptor that is closed, which this is not.
+            let _ = host.ring();
+        }
+    }
+
+    /// Has a descriptor say when a look would find something.
+    fn make_host(&self) -> io::Result<Bell> {
+        let host = Bell::new()?;
+        self.ring.borrow().submitter().register_eventfd(host.as_fd().as_raw_fd())?;
+        // What has come before is told of as well.
+        host.ring()?;
+        Ok(host)
     }
 
     /// A source's poll has fired.
@@ -648,6 +714,15 @@ impl Uring {
 
 impl AsFd for Uring {
     fn as_fd(&self) -> BorrowedFd<'_> {
+        if self.host.get().is_none() {
+            if let Ok(host) = self.make_host() {
+                let _ = self.host.set(host);
+            }
+        }
+        if let Some(host) = self.host.get() {
+            return host.as_fd();
+        }
+        // With no descriptor left. It says less.
         // SAFETY: the ring keeps its descriptor open for as long as it lives, which the borrow does not
         // outlive: `ring` is never replaced.
         unsafe { BorrowedFd::borrow_raw(self.ring.borrow().as_raw_fd()) }

@@ -116,8 +116,8 @@ impl<const N: usize> Parts<N> {
     /// that for a call that filled one in their place.
     fn spread<B: IoBufMut>(&self, count: usize, buffers: &mut [B; N]) {
         let mut from = 0;
-        for buffer in buffers {
-            let filled = (count - from).min(buffer.io_capacity());
+        for (part, buffer) in self.list.iter().zip(buffers) {
+            let filled = (count - from).min(part_of(part).1);
             if let Some(bytes) = self.gathered.get(from..from + filled) {
                 // SAFETY: the buffer has room for so many, and is not the one they are in.
                 unsafe { bytes.as_ptr().copy_to_nonoverlapping(buffer.io_mut_ptr(), filled) };

@@ -1,0 +1,152 @@
+//! A host loop of one's own waits on the queue's descriptor, and looks at the queue when that is ready.
+//!
+//! On both kernels of this system.
+#![cfg(unix)]
+
+#[macro_use]
+mod each_kernel;
+
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::task::Poll;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use each_kernel::{poll_once, unique};
+use ioqueue::op::{Event, stream_socket};
+use ioqueue::{Queue, SocketAddress};
+
+/// A host's loop: it looks at the queue, then waits for its descriptor, until `done`. Fails where the wait takes
+/// longer than anything here does.
+fn host(queue: &Queue, mut done: impl FnMut() -> bool) {
+    let mut ready = Vec::new();
+    loop {
+        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+        for continuation in ready.drain(..) {
+            continuation.resume();
+        }
+        if done() {
+            return;
+        }
+        let mut waits =
+            libc::pollfd { fd: queue.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let start = Instant::now();
+        // SAFETY: one entry, which is ours.
+        let answer = unsafe { libc::poll(&raw mut waits, 1, 20_000) };
+        assert!(answer != 0, "nothing was told of in {:?}", start.elapsed());
+    }
+}
+
+on_each_kernel! {
+    not_simulated("it has no descriptor that the system knows"):
+
+    // SPEC Q15: from what the kernel brings.
+    fn a_host_is_told_of_what_comes(queue) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = queue.register(ours).unwrap();
+        for round in 0..20 {
+            let mut reading = ours.read(vec![0; 8]);
+            let mut read = None;
+            host(queue, || {
+                let waits = poll_once(&mut reading).is_pending();
+                assert!(waits);
+                true
+            });
+            // It sleeps in its own wait when this comes, most of the time.
+            let writer = thread::spawn(move || {
+                theirs.write_all(b"hello").unwrap();
+                theirs
+            });
+            host(queue, || {
+                if let Poll::Ready(done) = poll_once(&mut reading) {
+                    read = Some(done.0.unwrap());
+                }
+                read.is_some()
+            });
+            assert_eq!(read, Some(5), "round {round}");
+            theirs = writer.join().unwrap();
+        }
+    }
+
+    // And from what another thread wakes.
+    fn a_host_is_told_of_a_notifier(queue) {
+        let notifier = queue.notifier();
+        let (told, tells) = std::sync::mpsc::channel();
+        let other = thread::spawn(move || {
+            told.send(()).unwrap();
+            notifier.notify().unwrap();
+        });
+        host(queue, || tells.try_recv().is_ok());
+        other.join().unwrap();
+    }
+
+    // What a look leaves to be begun is begun by that look: the next would not come.
+    fn a_host_is_told_after_a_look_that_found_nothing(queue) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let ours = queue.register(listener.accept().unwrap().0).unwrap();
+        let mut urgent = ours.ready(Event::PriorityRead);
+        let mut ready = Vec::new();
+        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+        // Usual data wakes the wait for urgent data on the ring, which has to begin it anew.
+        theirs.write_all(b"usual").unwrap();
+        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+        assert!(poll_once(&mut urgent).is_pending());
+        let writer = thread::spawn(move || {
+            // SAFETY: one byte that is there.
+            let sent = unsafe { libc::send(theirs.as_raw_fd(), b"!".as_ptr().cast(), 1, libc::MSG_OOB) };
+            assert_eq!(sent, 1);
+            theirs
+        });
+        host(queue, || poll_once(&mut urgent).is_ready());
+        drop(writer.join().unwrap());
+    }
+
+    // Nothing tells when a listener of a path has room but asking again, in a while.
+    fn a_host_is_told_when_a_listener_has_room(queue) {
+        let path = std::env::temp_dir().join(format!("ioqueue-{}-{}", std::process::id(), unique()));
+        let listener = UnixListener::bind(&path).unwrap();
+        // SAFETY: takes numbers.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+        let peer = SocketAddress::unix(&path).unwrap();
+        let first = UnixStream::connect(&path).unwrap();
+        let socket = queue.register(UnixStream::from(stream_socket(peer).unwrap())).unwrap();
+        let mut connecting = socket.connect(peer);
+        let room = thread::spawn(move || {
+            // Long enough for the queue to have asked in vain, and more than once where it asks.
+            thread::sleep(Duration::from_millis(200));
+            (listener.accept().unwrap(), listener)
+        });
+        host(queue, || poll_once(&mut connecting).is_ready());
+        drop((first, room.join().unwrap()));
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+// The descriptor is ready by the level: until the queue was looked at, and not after that.
+#[test]
+fn a_descriptor_is_ready_until_the_queue_was_looked_at() {
+    let queue = Queue::new().unwrap();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let ours = queue.register(ours).unwrap();
+    let mut reading = ours.read(vec![0; 8]);
+    let is_ready = || {
+        let fd = queue.as_fd().as_raw_fd();
+        let mut waits = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, which is ours.
+        unsafe { libc::poll(&raw mut waits, 1, 0) > 0 }
+    };
+    let mut ready = Vec::new();
+    // The first time it may say so at once.
+    is_ready();
+    queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+    assert!(poll_once(&mut reading).is_pending());
+    assert!(!is_ready());
+    theirs.write_all(b"x").unwrap();
+    assert!(is_ready() && is_ready());
+    queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+    assert!(poll_once(&mut reading).is_ready());
+    assert!(!is_ready());
+}
