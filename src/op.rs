@@ -442,7 +442,8 @@ impl Queue {
     /// The handle is registered by itself. [`unregister`](Self::unregister) it before it is closed: a
     /// descriptor that is closed under a wait is told of by nobody (io_uring holds on to the open file,
     /// epoll and kqueue forget it), and the wait lasts until it is dropped, or until the queue comes upon
-    /// another handle of that number: then it is
+    /// another handle of that number, which
+    /// does not look the same (all eventfds do): then it is
     /// [`Misuse::PrematureClose`](crate::Misuse::PrematureClose).
     #[doc(alias = "wait")]
     #[track_caller]

@@ -20,22 +20,30 @@ use ioqueue::{Queue, SocketAddress};
 /// A host's loop: it looks at the queue, then waits for its descriptor, until `done`. Fails where the wait takes
 /// longer than anything here does.
 fn host(queue: &Queue, mut done: impl FnMut() -> bool) {
-    let mut ready = Vec::new();
     loop {
-        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
-        for continuation in ready.drain(..) {
-            continuation.resume();
-        }
+        look(queue);
         if done() {
             return;
         }
-        let mut waits =
-            libc::pollfd { fd: queue.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let start = Instant::now();
-        // SAFETY: one entry, which is ours.
-        let answer = unsafe { libc::poll(&raw mut waits, 1, 20_000) };
-        assert!(answer != 0, "nothing was told of in {:?}", start.elapsed());
+        wait(queue);
     }
+}
+
+fn look(queue: &Queue) {
+    let mut ready = Vec::new();
+    queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+    for continuation in ready {
+        continuation.resume();
+    }
+}
+
+fn wait(queue: &Queue) {
+    let fd = queue.as_fd().as_raw_fd();
+    let mut waits = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let start = Instant::now();
+    // SAFETY: one entry, which is ours.
+    let answer = unsafe { libc::poll(&raw mut waits, 1, 20_000) };
+    assert!(answer != 0, "nothing was told of in {:?}", start.elapsed());
 }
 
 on_each_kernel! {
@@ -87,21 +95,17 @@ on_each_kernel! {
         let mut theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let ours = queue.register(listener.accept().unwrap().0).unwrap();
         let mut urgent = ours.ready(Event::PriorityRead);
-        let mut ready = Vec::new();
-        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+        let _ = queue.as_fd();
+        look(queue);
         // Usual data wakes the wait for urgent data on the ring, which has to begin it anew.
         theirs.write_all(b"usual").unwrap();
-        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
-        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+        look(queue);
         assert!(poll_once(&mut urgent).is_pending());
-        let writer = thread::spawn(move || {
-            // SAFETY: one byte that is there.
-            let sent = unsafe { libc::send(theirs.as_raw_fd(), b"!".as_ptr().cast(), 1, libc::MSG_OOB) };
-            assert_eq!(sent, 1);
-            theirs
-        });
+        // SAFETY: one byte that is there.
+        let sent = unsafe { libc::send(theirs.as_raw_fd(), b"!".as_ptr().cast(), 1, libc::MSG_OOB) };
+        assert_eq!(sent, 1);
+        wait(queue);
         host(queue, || poll_once(&mut urgent).is_ready());
-        drop(writer.join().unwrap());
     }
 
     // Nothing tells when a listener of a path has room but asking again, in a while.
