@@ -109,18 +109,7 @@ impl Call {
     /// none.
     #[inline]
     pub(crate) fn waits_for_the_edge(self) -> bool {
-        matches!(
-            self,
-            Self::Read { .. }
-                | Self::Write { .. }
-                | Self::ReadVectored { .. }
-                | Self::WriteVectored { .. }
-                | Self::Receive { .. }
-                | Self::Send { .. }
-                | Self::ReceiveFrom { .. }
-                | Self::SendTo { .. }
-                | Self::Shutdown { .. }
-        )
+        self.is_sequential() || matches!(self, Self::ReceiveFrom { .. } | Self::SendTo { .. })
     }
 
     /// Whether it takes what has come on a stream.
@@ -160,6 +149,7 @@ impl Call {
     }
 
     /// Whether it goes on where the last call ended, so that two at once would mix their bytes.
+    #[inline]
     pub(crate) fn is_sequential(self) -> bool {
         matches!(
             self,
