@@ -14,6 +14,8 @@
 //!                               └─ packet: the state is dropped, then Free
 //! ```
 //!
+//! On Unix a portable operation goes from Idle to InFlight at once (`launch`).
+//!
 //! User code runs where a state is dropped ([`dispose`], a ticket, the slab) or a waker cloned, and nowhere else.
 
 use std::alloc::{self, Layout};

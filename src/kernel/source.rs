@@ -10,7 +10,8 @@
 //! mark for urgent data, a descriptor that was sent along, end a receive early too. So a wait that trusts it
 //! is looked at again [`DOUBT_MS`] after the first that did. That is told by a timer of the poller's: a time
 //! limit of each wait of the queue's would cost the system more than the message that ends it. So it is with a
-//! send that got less away than it was to: there is no room now. And where the end has been told of, a receive takes what is before it, and it is told of only once.
+//! send that got less away than it was to: there is no room now. And where the end has been told of, a receive
+//! takes what is before it, and it is told of only once.
 
 use super::call::{Call, Direction};
 use super::unix::{self, Tried, ending};
