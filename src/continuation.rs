@@ -101,22 +101,37 @@ impl From<Waker> for Parked {
 
 /// What is ready, first ready first. Most of it are tasks, whose names are small.
 pub(crate) struct ReadyList {
-    /// With [`TaskId::OTHER`] for the next of the others.
-    order: VecDeque<TaskId>,
+    /// With [`TaskId::OTHER`] for the next of the others. As a vector, what was taken left in front: that is
+    /// less work than a ring.
+    order: Vec<TaskId>,
+    /// How many were taken.
+    taken: usize,
     others: VecDeque<Continuation>,
 }
 
 impl Default for ReadyList {
     /// With room for some, so that the first of the others does not allocate in the midst of a program.
     fn default() -> Self {
-        Self { order: VecDeque::with_capacity(64), others: VecDeque::with_capacity(16) }
+        Self { order: Vec::with_capacity(64), taken: 0, others: VecDeque::with_capacity(16) }
     }
 }
 
 impl ReadyList {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push_task(&mut self, task: TaskId) {
-        self.order.push_back(task);
+        if self.order.len() == self.order.capacity() {
+            self.make_room();
+        }
+        self.order.push(task);
+    }
+
+    /// Drops what was taken, if that is half of it at least. Else the vector grows.
+    #[cold]
+    fn make_room(&mut self) {
+        if self.taken >= self.order.len() / 2 {
+            self.order.drain(..self.taken);
+            self.taken = 0;
+        }
     }
 
     pub(crate) fn push(&mut self, ready: Parked) {
@@ -124,14 +139,20 @@ impl ReadyList {
             Parked::Task(task) => self.push_task(task),
             Parked::Other(other) => {
                 self.others.push_back(other);
-                self.order.push_back(TaskId::OTHER);
+                self.push_task(TaskId::OTHER);
             }
         }
     }
 
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<Parked> {
-        match self.order.pop_front()? {
+        let first = *self.order.get(self.taken)?;
+        self.taken += 1;
+        if self.taken == self.order.len() {
+            self.order.clear();
+            self.taken = 0;
+        }
+        match first {
             TaskId::OTHER => self.others.pop_front().map(Parked::Other),
             task => Some(Parked::Task(task)),
         }
@@ -139,7 +160,7 @@ impl ReadyList {
 
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.order.len()
+        self.order.len() - self.taken
     }
 
     #[inline]

@@ -11,36 +11,50 @@ use crate::kernel::Alarm;
 use crate::kernel::owner::{OwnedBy, Owner};
 use crate::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, sleep};
 
-/// Names one of a queue's tasks for ever: its place, and how often that was used.
+/// Names one of a queue's tasks for ever: its place, and how often that was used. Or one of the queue's
+/// `block_on`. In one number, as names are what is moved and compared most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TaskId {
-    pub(crate) index: u32,
-    pub(crate) generation: u32,
-}
+pub(crate) struct TaskId(u64);
 
 impl TaskId {
-    /// The first of the places that no task has.
-    pub(crate) const END: u32 = u32::MAX;
     /// Stand for no task where a name does: for nothing, and for something else than a task.
-    pub(crate) const NONE: Self = Self { index: Self::END, generation: 0 };
-    pub(crate) const OTHER: Self = Self { index: Self::END, generation: 1 };
+    pub(crate) const NONE: Self = Self(u64::MAX);
+    pub(crate) const OTHER: Self = Self(u64::MAX - 1);
+
+    /// What the names of `block_on` begin at, and those of tasks stay below.
+    const ROOTS: u64 = 1 << 63;
+
+    /// The first that has this place.
+    pub(crate) fn first_at(place: u32) -> Self {
+        Self(place.into())
+    }
+
+    /// The next that has the same place.
+    pub(crate) fn successor(self) -> Self {
+        Self(self.0.wrapping_add(1 << 32) & !Self::ROOTS)
+    }
+
+    /// The place, if it is a task's name.
+    #[inline]
+    pub(crate) fn place(self) -> usize {
+        self.0 as u32 as usize
+    }
 
     /// Names what a `block_on` waits for, inside so many others.
     pub(crate) fn of_root(depth: usize) -> Self {
-        let generation = u32::try_from(depth).ok().and_then(|depth| depth.checked_add(2));
-        Self { index: Self::END, generation: generation.expect("fewer than 2^32 block_on") }
+        Self(Self::ROOTS | depth as u64)
     }
 
     /// How many others a `block_on` of this name is inside of.
     pub(crate) fn root_depth(self) -> Option<usize> {
-        let is_root = self.index == Self::END && self.generation >= 2;
-        is_root.then(|| self.generation as usize - 2)
+        let is_root = self.is_name() && self.0 >= Self::ROOTS;
+        is_root.then_some((self.0 & !Self::ROOTS) as usize)
     }
 
     /// Whether it is the name of a task or of a `block_on`.
     #[inline]
     pub(crate) fn is_name(self) -> bool {
-        self.index != Self::END || self.generation >= 2
+        self.0 < Self::OTHER.0
     }
 }
 

@@ -167,10 +167,10 @@ struct Body {
     handle: Arc<TaskWaker>,
 }
 
-/// Where a task stands; the next one there has another generation.
-#[derive(Default)]
+/// Where a task stands.
 struct Place {
-    generation: u32,
+    /// Its name, or that of the next one there.
+    id: TaskId,
     body: Option<Rc<Body>>,
 }
 
@@ -186,7 +186,7 @@ struct Current {
 #[derive(Default)]
 pub(crate) struct Tasks {
     places: RefCell<Vec<Place>>,
-    free: RefCell<Vec<u32>>,
+    free: RefCell<Vec<usize>>,
     unfinished: Cell<usize>,
     /// How many of them are being polled just now, one inside the other.
     inside: Cell<usize>,
@@ -236,27 +236,26 @@ impl Tasks {
     /// A name for a new task.
     fn reserve(&self) -> TaskId {
         let mut places = self.places.borrow_mut();
-        let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            let index = u32::try_from(places.len()).expect("fewer than 2^32 tasks");
-            assert!(index != TaskId::END, "too many tasks");
-            places.push(Place::default());
-            index
+        let place = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            let place = u32::try_from(places.len()).expect("fewer than 2^32 tasks");
+            places.push(Place { id: TaskId::first_at(place), body: None });
+            place as usize
         });
         self.unfinished.set(self.unfinished.get() + 1);
-        TaskId { index, generation: places[index as usize].generation }
+        places[place].id
     }
 
     fn insert(&self, body: Body) {
-        let index = body.id.index as usize;
-        self.places.borrow_mut()[index].body = Some(Rc::new(body));
+        let place = body.id.place();
+        self.places.borrow_mut()[place].body = Some(Rc::new(body));
     }
 
     /// Does something with a task, unless it is finished.
-    #[inline]
+    #[inline(always)]
     fn with<R>(&self, id: TaskId, act: impl FnOnce(&Rc<Body>) -> R) -> Option<R> {
         let places = self.places.borrow();
-        let place = places.get(id.index as usize)?;
-        if place.generation == id.generation { place.body.as_ref().map(act) } else { None }
+        let place = places.get(id.place())?;
+        if place.id == id { place.body.as_ref().map(act) } else { None }
     }
 
     /// Its future is gone.
@@ -264,11 +263,11 @@ impl Tasks {
     fn finish(&self, body: &Body) {
         body.handle.retire();
         let mut places = self.places.borrow_mut();
-        let place = &mut places[body.id.index as usize];
-        place.generation = place.generation.wrapping_add(1);
+        let place = &mut places[body.id.place()];
+        place.id = body.id.successor();
         // Whoever calls has another hold on it.
         place.body = None;
-        self.free.borrow_mut().push(body.id.index);
+        self.free.borrow_mut().push(body.id.place());
         self.unfinished.set(self.unfinished.get() - 1);
     }
 
@@ -418,7 +417,7 @@ impl Inner {
     pub(crate) fn drop_tasks(&self) {
         let mut index = 0;
         while let Some(id) = self.tasks.next(index) {
-            index = id.index as usize + 1;
+            index = id.place() + 1;
             self.drop_task(id);
         }
     }

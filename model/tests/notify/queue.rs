@@ -110,7 +110,7 @@ pub(crate) struct Task {
 impl Task {
     /// One that waits.
     pub(crate) fn new(queue: &Queue, index: u32, is_done: impl Fn() -> bool + 'static) -> Self {
-        let id = TaskId { index, generation: 0 };
+        let id = TaskId::first_at(index);
         let waker = Arc::new(TaskWaker::new(id, Arc::clone(&queue.shared)));
         Self { waker, is_done: Box::new(is_done), is_over: Cell::new(false) }
     }
@@ -134,5 +134,5 @@ impl Task {
 
 /// Resumes those that a poll has brought.
 pub(crate) fn resume(tasks: &[Task], ready: Vec<TaskId>) {
-    ready.into_iter().for_each(|id| tasks[id.index as usize].resume());
+    ready.into_iter().for_each(|id| tasks[id.place()].resume());
 }
