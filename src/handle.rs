@@ -13,6 +13,8 @@ use std::rc::Rc;
 use crate::Queue;
 use crate::error::{Closed, Refused};
 use crate::kernel::Mark;
+#[cfg(unix)]
+use crate::kernel::source::SharedSource;
 use crate::operation::SlotRef;
 use crate::queue::Inner;
 
@@ -405,6 +407,9 @@ pub(crate) struct Registration {
     pub(crate) entry: EntryId,
     pub(crate) raw: RawHandle,
     pub(crate) kind: HandleKind,
+    /// What a kernel of Unix knows of the handle.
+    #[cfg(unix)]
+    pub(crate) source: Option<SharedSource>,
     /// It is that of another `Registered`, which lends it, and ends with that.
     is_lent: bool,
     /// What is registered, where who registered it does not own the handle: it is open until the
@@ -420,6 +425,8 @@ impl Registration {
             entry,
             raw: handle.raw(),
             kind: handle.kind(),
+            #[cfg(unix)]
+            source: queue.kernel.source(entry),
             is_lent: false,
             #[cfg(unix)]
             _duplicate: None,

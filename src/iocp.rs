@@ -32,7 +32,7 @@ use crate::handle::{
 };
 use crate::kernel::call::Refusal;
 #[cfg(unix)]
-use crate::kernel::{call::Call, unix};
+use crate::kernel::{source::SharedSource, unix};
 use crate::misuse::Misuse;
 use crate::op::{Close, Request};
 use crate::operation::{ENDED_AT_ONCE, Ending, OutOfMemory, SlotRef, State, Ticket};
@@ -1239,10 +1239,11 @@ pub(crate) fn begin_call<H, R: Request>(
 ) -> Begun<R> {
     let registration = registered.registration();
     let queue = &registration.queue;
-    if !queue.is_closed() {
+    #[cfg(unix)]
+    if let (Some(source), false) = (&registration.source, queue.is_closed()) {
         // SAFETY: what the call points to is the request's (a promise of Request), which stays where it
         // is until the call has been made.
-        if let Some(ending) = unsafe { queue.kernel.attempt(registration.entry, request.call()) } {
+        if let Some(ending) = unsafe { queue.kernel.attempt(source, request.call()) } {
             return Begun::Over(request.finish(ending.result()));
         }
     }
@@ -1271,11 +1272,11 @@ fn launch_call<H, R: Request>(
     request: R,
     caller: &'static Location<'static>,
 ) -> Begun<R> {
-    let queue = &registered.registration().queue;
     #[cfg(unix)]
-    if !queue.kernel.has_overlapped() {
-        return launch(registered, request, caller);
+    if let Some(source) = &registered.registration().source {
+        return launch(registered, source, request, caller);
     }
+    let queue = &registered.registration().queue;
     submit_call(queue, registered.as_any_handle(), request, caller)
 }
 
@@ -1284,6 +1285,7 @@ fn launch_call<H, R: Request>(
 #[inline(always)]
 fn launch<H, R: Request>(
     registered: &Registered<H>,
+    source: &SharedSource,
     request: R,
     caller: &'static Location<'static>,
 ) -> Begun<R> {
@@ -1302,7 +1304,7 @@ fn launch<H, R: Request>(
     if !queue.is_closed() {
         // SAFETY: the request stays where it is until the operation's end, and what the call points to is its
         // own (a promise of Request).
-        if let Some(waits) = unsafe { queue.kernel.launch(slot, *entry, *raw, call) } {
+        if let Some(waits) = unsafe { queue.kernel.launch(source, slot, *entry, *raw, call) } {
             queue.count(slot, true);
             if let Err(errno) = waits {
                 queue.launch_failed(slot, unix::ending(Err(errno)));
@@ -1310,7 +1312,7 @@ fn launch<H, R: Request>(
             return Begun::Waits(ticket);
         }
     }
-    launch_listed(registered, ticket, call, caller)
+    launch_listed(registered, ticket, caller)
 }
 
 /// Starts it, in the list of its registration.
@@ -1319,11 +1321,13 @@ fn launch<H, R: Request>(
 fn launch_listed<H, R: Request>(
     registered: &Registered<H>,
     ticket: Ticket<R>,
-    call: Call,
     caller: &'static Location<'static>,
 ) -> Begun<R> {
     let Registration { queue, entry, raw, .. } = registered.registration();
     let slot = ticket.slot();
+    // Asked again, not handed over: a call that is known when this is compiled stays in registers.
+    // SAFETY: as in `launch`.
+    let call = unsafe { (*ticket.state_ptr()).call() };
     if !queue.launch(slot, *entry, *raw) {
         let Ok(request) = ticket.take() else { unreachable!("it was not launched") };
         return submit_call(queue, registered.as_any_handle(), request, caller);

@@ -25,7 +25,7 @@ use self::iocp::{CompletionPort, post_wake};
 #[cfg(unix)]
 use self::readiness::Readiness;
 #[cfg(unix)]
-use self::source::Sources;
+use self::source::{SharedSource, Sources};
 #[cfg(target_os = "linux")]
 use self::uring::Uring;
 use crate::handle::{EntryId, HandleKind, Persist, RawHandle};
@@ -321,19 +321,22 @@ impl Kernel {
     ///
     /// # Safety
     /// What `call` points to is valid while this runs.
-    #[cfg_attr(windows, allow(unused_variables, reason = "a port finishes nothing by itself"))]
+    #[cfg(unix)]
     #[inline(always)]
-    pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
-        match *self {
-            // SAFETY: passed on.
-            #[cfg(target_os = "linux")]
-            Self::Uring(ref ring) => unsafe { ring.attempt(entry, call) },
-            // SAFETY: passed on.
-            #[cfg(unix)]
-            Self::Readiness(ref readiness) => unsafe { readiness.attempt(entry, call) },
-            #[cfg(any(windows, feature = "sim"))]
-            _ => None,
-        }
+    pub(crate) unsafe fn attempt(&self, source: &SharedSource, call: Call) -> Option<Ending> {
+        let is_tried = match call {
+            Call::Connect { .. } | Call::Sync { .. } => false,
+            Call::Accept { .. } | Call::Ready { .. } => matches!(self, Self::Readiness(_)),
+            _ => true,
+        };
+        // SAFETY: passed on.
+        if is_tried { unsafe { source::attempt(source, call) } } else { None }
+    }
+
+    /// What a kernel of Unix knows of a registration's handle.
+    #[cfg(unix)]
+    pub(crate) fn source(&self, entry: EntryId) -> Option<SharedSource> {
+        self.sources()?.get(entry)
     }
 
     /// What a kernel of Unix knows of its handles.
@@ -358,12 +361,13 @@ impl Kernel {
     #[inline(always)]
     pub(crate) unsafe fn launch(
         &self,
+        source: &SharedSource,
         slot: SlotRef,
         entry: EntryId,
         handle: RawHandle,
         call: Call,
     ) -> Option<Result<(), unix::Errno>> {
-        match self.sources()?.launch(slot, entry, handle, call)? {
+        match self.sources()?.launch(source, slot, entry, handle, call)? {
             0 => Some(Ok(())),
             more => Some(self.watch_for(slot, more)),
         }

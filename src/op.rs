@@ -122,6 +122,10 @@ impl Event {
 pub struct Events(u8);
 
 impl Events {
+    /// Something has come, and no more than that.
+    #[cfg(unix)]
+    pub(crate) const READ: Self = Self(Event::Read.bit());
+
     #[cfg(unix)]
     pub(crate) fn bits(self) -> u8 {
         self.0

@@ -33,7 +33,7 @@ use super::{BindError, Binding, Identity, Mark, Sink};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
 use crate::op::Closing;
-use crate::operation::{Ending, SlotRef};
+use crate::operation::SlotRef;
 
 /// The poller's keys for the bell, and for its timer. No registration has them.
 const BELL: usize = usize::MAX;
@@ -101,17 +101,6 @@ impl Readiness {
 
     pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
         unix::identity(handle, mark)
-    }
-
-    /// # Safety
-    /// What `call` points to is valid while this runs.
-    #[inline(always)]
-    pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
-        if let Call::Connect { .. } | Call::Sync { .. } = call {
-            return None;
-        }
-        // SAFETY: passed on.
-        unsafe { self.sources.attempt(entry, call) }
     }
 
     /// Has what was launched watched for more.

@@ -22,6 +22,7 @@ use crate::op::Events;
 use crate::operation::{Ending, SlotRef};
 use std::cell::{Cell, RefCell};
 use std::os::fd::{OwnedFd, RawFd};
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// When a queue looks after those that wait without having tried.
@@ -105,11 +106,14 @@ impl Lane {
     }
 }
 
+/// No registration has this key.
+const RETIRED: usize = 0;
+
 /// A registered descriptor.
 #[derive(Debug)]
 pub(crate) struct Source {
     pub(crate) fd: RawFd,
-    /// Its registration's key, which is never another's.
+    /// Its registration's key, which is never another's; [`RETIRED`] when that has ended.
     pub(crate) key: usize,
     pub(crate) medium: Medium,
     /// For what the poller watches it: [`IN`], [`OUT`].
@@ -149,6 +153,10 @@ pub(crate) struct Source {
 }
 
 impl Source {
+    fn is_retired(&self) -> bool {
+        self.key == RETIRED
+    }
+
     /// Where the call waits for its turn.
     #[inline(always)]
     pub(crate) fn lane(&mut self, call: Call) -> &mut Lane {
@@ -178,6 +186,12 @@ impl Source {
             needed |= IN | OUT;
         }
         needed & !self.watched
+    }
+
+    /// Whether nothing waits but for what may come.
+    #[inline]
+    fn only_input_waits(&self) -> bool {
+        self.output.is_empty() && self.onlookers.is_empty()
     }
 
     fn is_idle(&self) -> bool {
@@ -266,19 +280,11 @@ impl Source {
     }
 
     /// Tries what waits in a direction, in order, until something would block. What has ended is told of.
-    #[inline]
+    #[inline(never)]
     fn retry(&mut self, direction: Direction, sink: &mut impl Sink) {
         while let Some(slot) = self.lane_of(direction).first() {
             // SAFETY: the operation's memory is the kernel's, which is us, until its end.
-            let tried = unsafe {
-                match slot.receive() {
-                    // The commonest, apart: what is known of it when this is compiled costs nothing.
-                    Some((at, length)) if !self.drained => {
-                        self.attempt(Call::Receive { at, length })
-                    }
-                    _ => self.attempt_any(slot.call()),
-                }
-            };
+            let tried = unsafe { self.attempt_any(slot.call()) };
             let how = match tried {
                 Ok(count) => ending(Ok(count)),
                 Err(Tried::Failed(errno)) => ending(Err(errno)),
@@ -351,6 +357,72 @@ impl Source {
         }
     }
 
+    /// The commonest edge, apart: nothing waits but for what may come, and that stays watched for.
+    #[inline(always)]
+    fn something_came(&mut self, sink: &mut impl Sink) {
+        self.drained = false;
+        let Some(slot) = self.input.first() else { return };
+        if let Some((at, length)) = slot.receive() {
+            let call = Call::Receive { at, length };
+            // SAFETY: the operation's memory is the kernel's, which is us, until its end; only a socket
+            // receives.
+            let received = unsafe { unix::try_call(self.fd, Medium::Socket, false, call) };
+            match received {
+                Ok(count) => {
+                    self.drained = (count as usize) < length && count > 0 && self.is_stream();
+                    self.input.pop();
+                    tell(sink, slot, ending(Ok(count)));
+                }
+                Err(errno) => self.did_not_come(slot, errno, sink),
+            }
+            if self.input.is_empty() || self.drained {
+                return;
+            }
+        }
+        self.retry(Direction::In, sink);
+    }
+
+    /// A receive that was told that something has come has failed.
+    #[cold]
+    fn did_not_come(&mut self, slot: SlotRef, errno: unix::Errno, sink: &mut impl Sink) {
+        if let Tried::Failed(errno) = self.failed(slot.call(), errno) {
+            self.input.pop();
+            tell(sink, slot, ending(Err(errno)));
+        }
+    }
+
+    /// See [`Sources::became_ready`].
+    #[inline(never)]
+    fn became_ready(
+        &mut self,
+        events: Events,
+        unwatched: u8,
+        watch: impl FnOnce(&Self, u8) -> Result<(), unix::Errno>,
+        sink: &mut impl Sink,
+    ) {
+        self.watched &= !unwatched;
+        if events.says(op::Event::PriorityRead) {
+            self.hung_up |= events.contains(op::Event::Hangup);
+            // Receives end at the mark; behind them is the end, of which no other edge will tell.
+            self.is_stream = Some(false);
+        }
+        if events.says(op::Event::Read) || events.contains(op::Event::PriorityRead) {
+            self.drained = false;
+            self.retry(Direction::In, sink);
+        }
+        if events.says(op::Event::Write) {
+            self.full = false;
+            self.retry(Direction::Out, sink);
+        }
+        if !self.onlookers.is_empty() {
+            self.show(if ENDS_ARE_TOLD { events } else { self.with_its_end(events) }, sink);
+        }
+        let needed = self.unwatched();
+        if needed != 0 && watch(self, needed).is_ok() {
+            self.watched |= needed;
+        }
+    }
+
     /// With what poll(2) says that the poller did not.
     fn with_its_end(&self, events: Events) -> Events {
         let more = unix::ready_now(self.fd, op::Event::Hangup).unwrap_or(0);
@@ -374,11 +446,14 @@ impl Source {
 /// How an operation ended, until the queue is told.
 pub(crate) type Ended = (SlotRef, Ending);
 
+/// A source, for its registration to have at hand.
+pub(crate) type SharedSource = Rc<RefCell<Source>>;
+
 /// The registered descriptors, and what has ended since the last look.
 #[derive(Default)]
 pub(crate) struct Sources {
-    /// By the index of their registration.
-    list: RefCell<Vec<Option<Source>>>,
+    /// By the index of their registration; empty where none was bound yet.
+    list: RefCell<Vec<Option<SharedSource>>>,
     /// Reused, so that it allocates nothing.
     pub(crate) ended: RefCell<Vec<Ended>>,
     /// Somebody waits without having tried, or is told by nobody.
@@ -429,64 +504,50 @@ impl Sources {
         if index >= list.len() {
             list.resize_with(index + 1, || None);
         }
-        list[index] = Some(source);
+        match list[index].as_mut().and_then(Rc::get_mut) {
+            Some(place) => *place.get_mut() = source,
+            None => list[index] = Some(Rc::new(RefCell::new(source))),
+        }
         Ok(Binding { skips: true, mark })
     }
 
     /// Does something with a source. `act` makes no call to this one.
     #[inline]
     pub(crate) fn with<R>(&self, entry: EntryId, act: impl FnOnce(&mut Source) -> R) -> R {
-        let mut list = self.list.borrow_mut();
-        act(list[entry.index()].as_mut().expect("an operation's handle was bound"))
+        let list = self.list.borrow();
+        let source = list[entry.index()].as_ref().expect("an operation's handle was bound");
+        act(&mut source.borrow_mut())
     }
 
-    /// Makes the call if it neither blocks nor overtakes another, and the registration is there.
-    ///
-    /// # Safety
-    /// What `call` points to is valid while this runs.
-    #[inline(always)]
-    pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
-        let mut list = self.list.borrow_mut();
-        let source = list.get_mut(entry.index())?.as_mut()?;
-        if source.key != entry.key()
-            || source.never_direct & bit(call.direction()) != 0
-            || source.expects_nothing_of(call)
-            || !source.lane(call).is_empty()
-        {
-            return None;
-        }
-        // SAFETY: passed on.
-        match unsafe { source.attempt(call) } {
-            // The rest of the file may be on the disk.
-            Ok(count) if call.is_cut_short(count) => None,
-            Ok(count) => Some(ending(Ok(count))),
-            Err(Tried::Failed(errno)) => Some(ending(Err(errno))),
-            Err(_) => None,
-        }
+    /// The source of a registration that has just been made, or is there.
+    pub(crate) fn get(&self, entry: EntryId) -> Option<SharedSource> {
+        self.list.borrow().get(entry.index())?.clone()
     }
 
     /// Undoes what was done to the mode of a source. A mode is shared by duplicates, as a terminal's input
     /// and output often are: one that is registered, and whose calls would block then, undoes it later. (A
     /// socket's few calls that need the mode look after it themselves.)
     pub(crate) fn restore_mode(&self, entry: EntryId) {
-        let mut list = self.list.borrow_mut();
-        let source = list[entry.index()].as_mut().expect("its registration ends only now");
-        if !std::mem::take(&mut source.made_nonblocking) {
+        let (was_made, medium, key, file) = self.with(entry, |source| {
+            let was_made = std::mem::take(&mut source.made_nonblocking);
+            if was_made {
+                unix::make_blocking(source.fd);
+            }
+            (was_made, source.medium, source.key, source.file)
+        });
+        if !was_made || medium == Medium::Socket {
             return;
         }
-        let (medium, key, file) = (source.medium, source.key, source.file);
-        unix::make_blocking(source.fd);
-        if medium == Medium::Socket {
-            return;
-        }
-        let heir = list.iter_mut().flatten().find(|other| {
-            let may_be = other.nonblocking && other.key != 0 && other.key != key;
+        let list = self.list.borrow();
+        let others = list.iter().flatten().map(|other| other.borrow_mut());
+        let heir = others.into_iter().find(|other| {
+            let may_be = other.nonblocking && !other.is_retired() && other.key != key;
             may_be
                 && other.file == file
                 && unix::mark_of(other.fd) == file
                 && !unix::is_nonblocking(other.fd)
         });
-        if let Some(heir) = heir {
+        if let Some(mut heir) = heir {
             heir.made_nonblocking = unix::make_nonblocking(heir.fd);
         }
     }
@@ -494,7 +555,7 @@ impl Sources {
     /// Forgets the source: its registration has ended. What is in flight may still ask for it.
     pub(crate) fn retire(&self, entry: EntryId) {
         self.with(entry, |source| {
-            source.key = 0; // No registration has this key.
+            source.key = RETIRED;
             source.for_threads = None;
         });
     }
@@ -506,17 +567,14 @@ impl Sources {
     #[inline(always)]
     pub(crate) fn launch(
         &self,
+        source: &SharedSource,
         slot: SlotRef,
         entry: EntryId,
         handle: RawHandle,
         call: Call,
     ) -> Option<u8> {
-        let mut list = self.list.borrow_mut();
-        let source = list.get_mut(entry.index())?.as_mut()?;
-        if source.key != entry.key()
-            || source.medium != Medium::Socket
-            || !call.waits_for_the_edge()
-        {
+        let mut source = source.borrow_mut();
+        if source.is_retired() || source.medium != Medium::Socket || !call.waits_for_the_edge() {
             return None;
         }
         slot.launch(entry, handle);
@@ -550,8 +608,8 @@ impl Sources {
 
     /// Gives `link` what waits under a registration that ends, and is in no list yet.
     pub(crate) fn adopt(&self, entry: EntryId, mut link: impl FnMut(SlotRef)) {
-        let list = self.list.borrow();
-        let Some(Some(source)) = list.get(entry.index()) else { return };
+        let Some(source) = self.get(entry) else { return };
+        let source = source.borrow();
         for lane in [source.input, source.output] {
             let mut next = lane.first();
             while let Some(slot) = next {
@@ -598,36 +656,17 @@ impl Sources {
         watch: impl FnOnce(&Source, u8) -> Result<(), unix::Errno>,
         sink: &mut impl Sink,
     ) {
-        let mut list = self.list.borrow_mut();
+        let list = self.list.borrow();
+        let Some(Some(source)) = list.get(index) else { return };
+        let mut source = source.borrow_mut();
         // A descriptor that was closed while it was watched may live on in a duplicate.
-        let Some(source) = list.get_mut(index).and_then(Option::as_mut).filter(|it| is_it(it))
-        else {
+        if !is_it(&source) {
             return;
-        };
-        if unwatched != 0 {
-            source.watched &= !unwatched;
         }
-        if events.says(op::Event::PriorityRead) {
-            source.hung_up |= events.contains(op::Event::Hangup);
-            // Receives end at the mark; behind them is the end, of which no other edge will tell.
-            source.is_stream = Some(false);
-        }
-        if events.says(op::Event::Read) || events.contains(op::Event::PriorityRead) {
-            source.drained = false;
-            source.retry(Direction::In, sink);
-        }
-        if events.says(op::Event::Write) {
-            source.full = false;
-            source.retry(Direction::Out, sink);
-        }
-        if !source.onlookers.is_empty() {
-            source.show(if ENDS_ARE_TOLD { events } else { source.with_its_end(events) }, sink);
-        }
-        if !source.is_idle() {
-            let needed = source.unwatched();
-            if needed != 0 && watch(source, needed).is_ok() {
-                source.watched |= needed;
-            }
+        if events == Events::READ && unwatched == 0 && source.only_input_waits() {
+            source.something_came(sink);
+        } else {
+            source.became_ready(events, unwatched, watch, sink);
         }
     }
 
@@ -651,7 +690,8 @@ impl Sources {
     #[cold]
     pub(crate) fn resolve_doubts(&self, idle: bool, sink: &mut impl Sink) {
         self.doubtful.set(false);
-        for source in self.list.borrow_mut().iter_mut().flatten() {
+        for source in self.list.borrow().iter().flatten() {
+            let source = &mut *source.borrow_mut();
             // Where nobody watches, what is first in the lane is the kernel's.
             let waits = source.watched & IN != 0 && !source.input.is_empty();
             if waits && source.drained && unix::ready_now(source.fd, op::Event::Read).is_ok() {
@@ -687,6 +727,30 @@ impl Sources {
             tell(sink, slot, ending);
         }
         self.ended.replace(ended);
+    }
+}
+
+/// Makes the call if it neither blocks nor overtakes another, and the registration is there.
+///
+/// # Safety
+/// What `call` points to is valid while this runs.
+#[inline(always)]
+pub(crate) unsafe fn attempt(source: &SharedSource, call: Call) -> Option<Ending> {
+    let mut source = source.borrow_mut();
+    if source.is_retired()
+        || source.never_direct & bit(call.direction()) != 0
+        || source.expects_nothing_of(call)
+        || !source.lane(call).is_empty()
+    {
+        return None;
+    }
+    // SAFETY: passed on.
+    match unsafe { source.attempt(call) } {
+        // The rest of the file may be on the disk.
+        Ok(count) if call.is_cut_short(count) => None,
+        Ok(count) => Some(ending(Ok(count))),
+        Err(Tried::Failed(errno)) => Some(ending(Err(errno))),
+        Err(_) => None,
     }
 }
 

@@ -397,7 +397,7 @@ pub(crate) fn events_of(flags: i16) -> Events {
         if flags & flag != 0 { event.bit() } else { 0 }
     }
     if flags == libc::POLLIN {
-        return Events::from_bits(Event::Read.bit()); // The commonest by far.
+        return Events::READ; // The commonest by far.
     }
     Events::from_bits(
         one(flags, libc::POLLIN, Event::Read)

@@ -41,7 +41,7 @@ use super::{BindError, Binding, Identity, Mark, Sink, tell};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
 use crate::op::{self, Accepted, Closing, Datagram, Events};
-use crate::operation::{Ending, SlotRef, State};
+use crate::operation::{SlotRef, State};
 
 /// Submissions between two system calls. More are handed over in between.
 const ENTRIES: u32 = 256;
@@ -88,10 +88,8 @@ pub(crate) struct Uring {
     closings: RefCell<Vec<SlotRef>>,
     /// What found no room in the submission queue, in order.
     backlog: RefCell<VecDeque<Entry>>,
-    /// What was taken off the ring to make room, and not gone through.
-    early: RefCell<Vec<Completion>>,
-    /// What is gone through. Reused, so that it allocates nothing.
-    batch: RefCell<Vec<Completion>>,
+    /// What was taken off the ring to make room, and not gone through. Older than what is on the ring.
+    early: RefCell<VecDeque<Completion>>,
 }
 
 impl Uring {
@@ -128,7 +126,6 @@ impl Uring {
             closings: RefCell::default(),
             backlog: RefCell::default(),
             early: RefCell::default(),
-            batch: RefCell::default(),
             ring: RefCell::new(ring),
         })
     }
@@ -166,21 +163,6 @@ impl Uring {
     }
 
     // -- starting --------------------------------------------------------------------------------
-
-    /// # Safety
-    /// What `call` points to is valid while this runs.
-    #[inline(always)]
-    pub(crate) unsafe fn attempt(&self, entry: EntryId, call: Call) -> Option<Ending> {
-        match call {
-            Call::Accept { .. }
-            | Call::Connect { .. }
-            | Call::Sync { .. }
-            | Call::Ready { .. }
-            | Call::Overlapped => None,
-            // SAFETY: passed on.
-            _ => unsafe { self.sources.attempt(entry, call) },
-        }
-    }
 
     /// Has what was launched watched for more.
     pub(crate) fn watch_for(&self, slot: SlotRef, more: u8) -> Result<(), Errno> {
@@ -370,6 +352,15 @@ impl Uring {
         }
     }
 
+    /// The oldest completion that was not gone through.
+    #[inline(always)]
+    fn next_completion(&self) -> Option<Completion> {
+        if !self.early.borrow().is_empty() {
+            return self.early.borrow_mut().pop_front();
+        }
+        self.ring.borrow_mut().completion().next().map(facts)
+    }
+
     /// Takes what there is off the ring, for the next look to go through. False where there was nothing.
     fn take_completions(&self) -> bool {
         let mut early = self.early.borrow_mut();
@@ -446,23 +437,19 @@ impl Uring {
             host.empty();
         }
         // Those that come while these are looked at are for the next look.
-        let mut batch = self.batch.borrow_mut();
-        if !self.early.borrow().is_empty() {
-            batch.append(&mut self.early.borrow_mut());
-        }
-        batch.extend(self.ring.borrow_mut().completion().map(facts));
-        let is_alone = batch.len() == 1;
+        let count = self.early.borrow().len() + self.ring.borrow_mut().completion().len();
         let mut rang = false;
-        for (user_data, result, flags) in batch.drain(..) {
-            match (user_data, user_data & TAG) {
-                (_, SOURCE_IN | SOURCE_OUT) => self.edge(user_data, result, flags, sink),
-                (NOBODY, _) => {}
-                (BELL, _) => rang |= self.bell_rang(result, flags),
-                (DOUBTS, _) => {
+        for _ in 0..count {
+            let Some((user_data, result, flags)) = self.next_completion() else { break };
+            match user_data & TAG {
+                SOURCE_IN | SOURCE_OUT => self.edge(user_data, result, flags, sink),
+                _ if user_data == BELL => rang |= self.bell_rang(result, flags),
+                _ if user_data == DOUBTS => {
                     self.doubts_are_timed.set(false);
-                    self.sources.resolve_doubts(is_alone, sink);
+                    self.sources.resolve_doubts(count == 1, sink);
                 }
-                (_, tag) => {
+                _ if user_data == NOBODY => {}
+                tag => {
                     // SAFETY: all other user data is a slot's address, with POLLS perhaps. The slot was
                     // the kernel's until now, so its slab is still there, which is part of the queue that
                     // this ring is part of.
