@@ -1290,7 +1290,7 @@ fn launch<H, R: Request>(
     caller: &'static Location<'static>,
 ) -> Begun<R> {
     let Registration { queue, entry, raw, .. } = registered.registration();
-    let ticket = match Ticket::new(queue, request, caller) {
+    let ticket = match Ticket::for_launch(queue, request) {
         Ok(ticket) => ticket,
         Err((OutOfMemory, request)) => {
             let no_memory = io::Error::from(io::ErrorKind::OutOfMemory);
@@ -1298,6 +1298,7 @@ fn launch<H, R: Request>(
         }
     };
     let slot = ticket.slot();
+    slot.mark(caller, queue.clock());
     // Asked before it counts as the kernel's: a buffer's code may panic, or close the handle.
     // SAFETY: the request is in the operation's memory now, and nobody else looks at it.
     let call = unsafe { (*ticket.state_ptr()).call() };

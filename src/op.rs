@@ -225,14 +225,14 @@ impl<H> Registered<H> {
 
     /// Receives on a connected socket. 0 is the end of a stream, or an empty datagram.
     #[track_caller]
-    #[inline]
+    #[inline(always)]
     pub fn recv<B: IoBufMut>(&self, buffer: B) -> Operation<Read<B, OnSocket>> {
         self.begin(Read { buffer, place: OnSocket }, Location::caller())
     }
 
     /// Sends on a connected socket.
     #[track_caller]
-    #[inline]
+    #[inline(always)]
     pub fn send<B: IoBuf>(&self, buffer: B) -> Operation<Write<B, OnSocket>> {
         self.begin(Write { buffer, place: OnSocket }, Location::caller())
     }

@@ -110,6 +110,12 @@ pub(crate) struct Slot {
     closed_under: Cell<bool>,
     /// It is in its registration's list.
     linked: Cell<bool>,
+    /// On Unix: the ring waits until the handle is ready, to make the call again.
+    #[cfg(unix)]
+    polls: Cell<bool>,
+    /// How often the ring gave the call back undone.
+    #[cfg(unix)]
+    returns: Cell<u8>,
     class: u8,
     /// Counts how often the slot was freed, so that a stale ticket is told apart.
     generation: Cell<u32>,
@@ -121,10 +127,8 @@ pub(crate) struct Slot {
     /// Who waits: a task of the queue's, or [`TaskId::OTHER`] with what does in `waiter`.
     task: Cell<TaskId>,
     waiter: Cell<Option<Continuation>>,
-    /// The type of the caller's state.
+    /// The type of the caller's state, which is there but in Free and Retired.
     kind: Cell<&'static Kind>,
-    /// The state is there.
-    is_held: Cell<bool>,
     /// How it ended, when it has.
     ending: Cell<Ending>,
     caller: Cell<&'static Location<'static>>,
@@ -137,12 +141,6 @@ pub(crate) struct Slot {
     call: Cell<Call>,
     #[cfg(unix)]
     behind: Cell<Option<SlotRef>>,
-    /// The ring waits until the handle is ready, to make the call again.
-    #[cfg(unix)]
-    polls: Cell<bool>,
-    /// How often the ring gave the call back undone.
-    #[cfg(unix)]
-    returns: Cell<u8>,
 }
 
 /// The address of a slot of the queue's slab.
@@ -322,7 +320,7 @@ impl Slot {
     }
 
     fn reset_overlapped(&self) {
-        // SAFETY: called only on a free slot, which the kernel does not have.
+        // SAFETY: called only on a new slot, which the kernel does not have.
         unsafe {
             self.overlapped
                 .get()
@@ -379,20 +377,30 @@ impl SlotRef {
         self.state.set(State::InFlight);
     }
 
+    /// Who makes the operation, and when.
+    #[inline(always)]
+    pub(crate) fn mark(self, caller: &'static Location<'static>, since: Duration) {
+        self.caller.set(caller);
+        self.since.set(since);
+    }
+
     /// Idle -> InFlight: a portable call, which its kernel is about to be given. Somebody waits.
     #[cfg(unix)]
-    #[inline]
+    #[inline(always)]
     pub(crate) fn launch(self, entry: EntryId, handle: RawHandle) {
         debug_assert!(matches!(self.state(), State::Idle));
         self.entry.set(entry);
         self.handle.set(handle);
         self.started.set(true);
         self.state.set(State::InFlight);
+        // SAFETY: the kernel does not have the slot.
+        unsafe { (*self.overlapped.get()).Internal = STATUS_PENDING as usize };
     }
 
     /// Idle -> InFlight: a handle is to be closed, which is registered no more. Somebody waits.
     pub(crate) fn launch_alone(self, handle: RawHandle) {
         debug_assert!(matches!(self.state(), State::Idle));
+        self.entry.set(EntryId::NONE);
         self.handle.set(handle);
         self.started.set(true);
         self.state.set(State::InFlight);
@@ -443,7 +451,6 @@ impl SlotRef {
 
     /// Done, Idle -> Retired: the state was taken, a packet may still come.
     pub(crate) fn retire(self) {
-        debug_assert!(!self.is_held.get());
         self.state.set(State::Retired);
     }
 
@@ -538,8 +545,6 @@ impl SlotRef {
     }
 
     pub(crate) fn set_call(self, call: Call) {
-        self.polls.set(false);
-        self.returns.set(0);
         self.call.set(call);
     }
 
@@ -614,10 +619,11 @@ impl SlotRef {
     /// Moves the caller's state out.
     ///
     /// # Safety
-    /// The slot holds a `T`, and the kernel is done with it.
+    /// The slot holds a `T`, and the kernel is done with it. It is released before anybody looks for its state
+    /// again.
+    #[inline(always)]
     unsafe fn take_state<T>(self) -> T {
-        self.is_held.set(false);
-        // SAFETY: the caller says there is a T; with `is_held` cleared nobody reads it again.
+        // SAFETY: the caller says there is a T, and gives the slot up.
         unsafe {
             let place = self.state_ptr::<T>();
             if is_boxed::<T>() { *Box::from_raw(place) } else { place.read() }
@@ -626,7 +632,7 @@ impl SlotRef {
 }
 
 /// # Safety
-/// The slot holds a `T`, and the kernel is done with it.
+/// As [`SlotRef::take_state`].
 unsafe fn drop_state<T>(slot: SlotRef) {
     // SAFETY: passed on.
     drop(unsafe { slot.take_state::<T>() });
@@ -653,13 +659,9 @@ pub(crate) struct Slab {
 pub(crate) struct OutOfMemory;
 
 impl Slab {
-    /// Free -> Idle: a slot that holds `state`.
-    pub(crate) fn allocate<T: 'static>(
-        &self,
-        state: T,
-        since: Duration,
-        caller: &'static Location<'static>,
-    ) -> Result<SlotRef, (OutOfMemory, T)> {
+    /// Free -> Idle: a slot that holds `state`. What is said of an operation in flight is whatever it was.
+    #[inline(always)]
+    fn allocate<T: 'static>(&self, state: T) -> Result<SlotRef, (OutOfMemory, T)> {
         let class = class_of::<T>();
         let slot = match self.free[class].get() {
             Some(slot) => slot,
@@ -678,25 +680,29 @@ impl Slab {
                 slot.payload().cast::<T>().write(state);
             }
         }
-        slot.reset_overlapped();
         slot.kind.set(Kind::of::<T>());
-        slot.is_held.set(true);
-        slot.packet_due.set(false);
-        slot.closed_under.set(false);
-        slot.caller.set(caller);
-        slot.since.set(since);
+        // One store for all of them.
         slot.state.set(State::Idle);
+        slot.packet_due.set(false);
+        slot.started.set(false);
+        slot.counted.set(false);
+        slot.closed_under.set(false);
+        slot.linked.set(false);
+        #[cfg(unix)]
+        {
+            slot.polls.set(false);
+            slot.returns.set(0);
+        }
         Ok(slot)
     }
 
     /// Back on the free list. The slot is in no registration's list and holds no state.
     #[inline]
     pub(crate) fn free(&self, slot: SlotRef) {
-        debug_assert!(!slot.is_held.get() && !slot.is_linked());
+        debug_assert!(!slot.is_linked() && !slot.is_counted());
         debug_assert!(slot.state() != State::Free);
-        let list = &self.free[usize::from(slot.class)];
+        let list = &self.free[usize::from(slot.class) % CLASSES.len()];
         slot.generation.set(slot.generation.get().wrapping_add(1));
-        slot.entry.set(EntryId::NONE);
         slot.state.set(State::Free);
         slot.next.set(list.get());
         list.set(Some(slot));
@@ -760,7 +766,6 @@ impl Chunk {
                 task: Cell::new(TaskId::NONE),
                 waiter: Cell::new(None),
                 kind: Cell::new(Kind::of::<()>()),
-                is_held: Cell::new(false),
                 ending: Cell::new(ENDED_AT_ONCE),
                 caller: Cell::new(Location::caller()),
                 since: Cell::new(Duration::ZERO),
@@ -814,7 +819,7 @@ impl Drop for Slab {
                 }
                 for slot in chunk.slots() {
                     drop(slot.take_waiter());
-                    if slot.is_held.get() {
+                    if !matches!(slot.state(), State::Free | State::Retired) {
                         // SAFETY: the slot holds a state of this kind, and no slot of this chunk is the
                         // kernel's.
                         unsafe { (slot.kind.get().drop_state)(slot) };
@@ -852,7 +857,17 @@ impl<T: 'static> Ticket<T> {
         state: T,
         caller: &'static Location<'static>,
     ) -> Result<Self, (OutOfMemory, T)> {
-        let slot = queue.slab.allocate(state, queue.clock(), caller)?;
+        let ticket = Self::for_launch(queue, state)?;
+        ticket.slot.mark(caller, queue.clock());
+        ticket.slot.reset_overlapped();
+        Ok(ticket)
+    }
+
+    /// As `new`, for a portable call on Unix: the kernel never sees its OVERLAPPED, and what is to be known of it
+    /// while it is in flight is said when it is launched.
+    #[inline(always)]
+    pub(crate) fn for_launch(queue: &Rc<Inner>, state: T) -> Result<Self, (OutOfMemory, T)> {
+        let slot = queue.slab.allocate(state)?;
         Ok(Self {
             queue: Some(Rc::clone(queue)),
             slot,
@@ -948,11 +963,10 @@ pub(crate) fn dispose(queue: &Inner, slot: SlotRef) {
     // It has ended for whoever looks from inside the drop.
     queue.count(slot, false);
     let _release = Release(queue, slot);
-    if slot.is_held.get() {
-        // SAFETY: the slot holds a state of this kind, and in these two states the kernel does not have
-        // it, or is done with it.
-        unsafe { (slot.kind.get().drop_state)(slot) };
-    }
+    // SAFETY: the slot holds a state of this kind, and in these states the kernel does not have it, or is
+    // done with it. It is released whatever the drop does, and until then nobody takes a state out of it: the
+    // ticket is gone, and the slab stays.
+    unsafe { (slot.kind.get().drop_state)(slot) };
 }
 
 /// The ending of a call that succeeded at once but leaves no status word (pitfall 8).
