@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::kernel::Alarm;
 use crate::kernel::owner::{OwnedBy, Owner};
-use crate::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, sleep};
+use crate::sync::{AtomicBool, AtomicU32, AtomicUsize, Mutex, MutexGuard, Ordering, sleep};
 
 /// Names one of a queue's tasks for ever: its place, and how often that was used. Or one of the queue's
 /// `block_on`. In one number, as names are what is moved and compared most.
@@ -67,6 +67,8 @@ pub(crate) struct Shared {
     closed: AtomicBool,
     /// Tasks woken on the queue's own thread: no lock.
     local: OwnedBy<VecDeque<TaskId>>,
+    /// How many those are. Changed by that thread only, which asks far more often than one is woken.
+    local_count: AtomicUsize,
     /// Tasks woken on others.
     remote: Mutex<Vec<TaskId>>,
     has_remote: AtomicBool,
@@ -81,6 +83,7 @@ impl Shared {
             wanted: AtomicU32::new(0),
             closed: AtomicBool::new(false),
             local,
+            local_count: AtomicUsize::new(0),
             remote: Mutex::new(Vec::new()),
             has_remote: AtomicBool::new(false),
         };
@@ -131,7 +134,7 @@ impl Shared {
             return;
         }
         match self.local.claim() {
-            Some(owner) => self.local.with_owner(&owner, |local| local.push_back(task)),
+            Some(owner) => self.with_local(&owner, |local| local.push_back(task)),
             None => self.schedule_from_afar(task),
         }
     }
@@ -154,7 +157,16 @@ impl Shared {
         if self.has_remote.load(Ordering::Acquire) {
             self.fetch(owner);
         }
-        self.local.with_owner(owner, VecDeque::pop_front)
+        if self.len(owner) == 0 { None } else { self.with_local(owner, VecDeque::pop_front) }
+    }
+
+    /// Changes the list of those that were woken here.
+    fn with_local<R>(&self, owner: &Owner, change: impl FnOnce(&mut VecDeque<TaskId>) -> R) -> R {
+        self.local.with_owner(owner, |local| {
+            let changed = change(local);
+            self.local_count.store(local.len(), Ordering::Relaxed);
+            changed
+        })
     }
 
     /// Takes over what other threads have woken, if none of them is just at it.
@@ -170,19 +182,18 @@ impl Shared {
 
     /// How many tasks are ready, but for those that other threads have just woken.
     #[inline]
-    pub(crate) fn len(&self, owner: &Owner) -> usize {
-        self.local.with_owner(owner, |local| local.len())
+    pub(crate) fn len(&self, _owner: &Owner) -> usize {
+        self.local_count.load(Ordering::Relaxed)
     }
 
     fn take_over(&self, owner: &Owner, mut remote: MutexGuard<'_, Vec<TaskId>>) {
         self.has_remote.store(false, Ordering::Relaxed);
-        self.local.with_owner(owner, |local| local.extend(remote.drain(..)));
+        self.with_local(owner, |local| local.extend(remote.drain(..)));
     }
 
     #[inline]
     pub(crate) fn is_empty(&self, owner: &Owner) -> bool {
-        !self.has_remote.load(Ordering::Acquire)
-            && self.local.with_owner(owner, |local| local.is_empty())
+        !self.has_remote.load(Ordering::Acquire) && self.len(owner) == 0
     }
 
     /// From now on no task is woken. Those that were before are still there.

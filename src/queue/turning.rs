@@ -225,10 +225,9 @@ impl Inner {
         first.or_else(|| self.shared.next(&self.owner).map(Parked::Task))
     }
 
+    /// Whether there is something to resume. What was over before it began is with the rest by then.
     fn has_ready(&self) -> bool {
-        !self.ready.borrow().is_empty()
-            || !self.over.borrow().is_empty()
-            || !self.shared.is_empty(&self.owner)
+        !self.ready.borrow().is_empty() || !self.shared.is_empty(&self.owner)
     }
 
     /// Resumes what became ready first. False where nothing is.
