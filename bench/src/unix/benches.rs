@@ -130,8 +130,12 @@ impl Left {
 // ---- ping-pong: a task an end ----
 
 /// Receives a message, which a stream may hand over in pieces.
-async fn receive_message(stream: &mut impl Stream, mut room: Vec<u8>) -> (Vec<u8>, [u8; MESSAGE]) {
-    let (mut message, mut have) = ([0; MESSAGE], 0);
+async fn receive_message(
+    stream: &mut impl Stream,
+    mut room: Vec<u8>,
+    message: &mut [u8],
+) -> Vec<u8> {
+    let mut have = 0;
     loop {
         let (got, buffer) = stream.receive(room).await;
         let got = got.expect("receive");
@@ -140,25 +144,19 @@ async fn receive_message(stream: &mut impl Stream, mut room: Vec<u8>) -> (Vec<u8
         have += got;
         room = buffer;
         if have == MESSAGE {
-            return (room, message);
+            return room;
         }
     }
-}
-
-async fn send_message(stream: &mut impl Stream, message: Vec<u8>) -> Vec<u8> {
-    let (sent, message) = stream.send_all(message).await;
-    sent.expect("send");
-    message
 }
 
 /// The server's task. It never ends.
 async fn echo(mut stream: impl Stream) {
     let (mut room, mut reply) = (vec![0; ROOM], vec![0; MESSAGE]);
     loop {
-        let (back, message) = receive_message(&mut stream, room).await;
-        room = back;
-        reply.copy_from_slice(&message);
-        reply = send_message(&mut stream, reply).await;
+        room = receive_message(&mut stream, room, &mut reply).await;
+        let (sent, back) = stream.send_all(reply).await;
+        sent.expect("send");
+        reply = back;
     }
 }
 
@@ -167,21 +165,23 @@ struct Client<S> {
     stream: S,
     sent: Vec<u8>,
     room: Vec<u8>,
-    received: [u8; MESSAGE],
+    received: Vec<u8>,
 }
 
 impl<S: Stream> Client<S> {
     fn new(stream: S, number: usize) -> Self {
         let sent: Vec<u8> = (0..MESSAGE).map(|at| (at * 7 + number) as u8).collect();
-        Self { stream, received: sent.clone().try_into().unwrap(), sent, room: vec![0; ROOM] }
+        Self { stream, received: sent.clone(), sent, room: vec![0; ROOM] }
     }
 
     async fn ask(mut self, left: Rc<Left>, done: Rc<RefCell<Vec<Self>>>) {
         while let Some(number) = left.take() {
             // So that the check at the end can't be met by an earlier message.
             self.sent[0] = number as u8;
-            self.sent = send_message(&mut self.stream, self.sent).await;
-            (self.room, self.received) = receive_message(&mut self.stream, self.room).await;
+            let sent;
+            (sent, self.sent) = self.stream.send_all(self.sent).await;
+            sent.expect("send");
+            self.room = receive_message(&mut self.stream, self.room, &mut self.received).await;
         }
         done.borrow_mut().push(self);
     }
