@@ -197,6 +197,7 @@ impl Inner {
     }
 
     /// Whether `after_turn` has something to do.
+    #[inline(always)]
     fn has_unheard(&self) -> bool {
         !self.unwanted.borrow().is_empty() || self.has_foreign()
     }
@@ -233,10 +234,10 @@ impl Inner {
     /// Resumes what became ready first. False where nothing is.
     #[inline(always)]
     fn resume_next(&self) -> bool {
-        match self.next_ready() {
-            Some(Parked::Task(task)) => self.resume_task(task),
-            Some(Parked::Other(continuation)) => drop(continuation.resume()),
-            None => return false,
+        let Some(ready) = self.next_ready() else { return false };
+        match ready {
+            Parked::Task(task) => self.resume_task(task),
+            Parked::Other(continuation) => drop(continuation.resume()),
         }
         true
     }
