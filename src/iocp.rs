@@ -1234,24 +1234,37 @@ impl<R: Request> Begun<R> {
 #[inline(always)]
 pub(crate) fn begin_call<H, R: Request>(
     registered: &Registered<H>,
-    mut request: R,
+    request: R,
     caller: &'static Location<'static>,
 ) -> Begun<R> {
-    let registration = registered.registration();
-    let queue = &registration.queue;
     #[cfg(unix)]
-    if let (Some(source), false) = (&registration.source, queue.is_closed()) {
-        // SAFETY: what the call points to is the request's (a promise of Request), which stays where it
-        // is until the call has been made.
-        if let Some(ending) = unsafe { queue.kernel.attempt(source, request.call()) } {
-            return Begun::Over(request.finish(ending.result()));
-        }
-    }
+    let request = match attempt(registered.registration(), request) {
+        Ok(output) => return Begun::Over(output),
+        Err(request) => request,
+    };
     // What is received is waited for as a rule, what is sent is not.
     if R::READS {
         launch_call(registered, request, caller)
     } else {
         launch_late(registered, request, caller)
+    }
+}
+
+/// Makes the call at once, where that takes no waiting. Else nothing has happened.
+#[cfg(unix)]
+#[inline(always)]
+fn attempt<R: Request>(registration: &Registration, mut request: R) -> Result<R::Output, R> {
+    let Registration { queue, source: Some(source), .. } = registration else {
+        return Err(request);
+    };
+    if queue.is_closed() {
+        return Err(request);
+    }
+    // SAFETY: what the call points to is the request's (a promise of Request), which stays where it is until
+    // the call has been made.
+    match unsafe { queue.kernel.attempt(source, request.call()) } {
+        Some(ending) => Ok(request.finish(ending.result())),
+        None => Err(request),
     }
 }
 
