@@ -136,9 +136,11 @@ pub(crate) struct Slot {
     /// Where Winsock writes a receive's flags.
     #[cfg(windows)]
     flags: UnsafeCell<u32>,
-    /// On Unix: what the operation is, for the kernel's room, and the next that waits for its turn.
+    /// On Unix: what the operation is, for the kernel's room, and its neighbours where it waits for its turn.
     #[cfg(unix)]
     call: Cell<Call>,
+    #[cfg(unix)]
+    before: Cell<Option<SlotRef>>,
     #[cfg(unix)]
     behind: Cell<Option<SlotRef>>,
 }
@@ -563,6 +565,14 @@ impl SlotRef {
         self.polls.set(polls);
     }
 
+    pub(crate) fn before(self) -> Option<SlotRef> {
+        self.before.get()
+    }
+
+    pub(crate) fn set_before(self, slot: Option<SlotRef>) {
+        self.before.set(slot);
+    }
+
     pub(crate) fn behind(self) -> Option<SlotRef> {
         self.behind.get()
     }
@@ -773,6 +783,8 @@ impl Chunk {
                 flags: UnsafeCell::new(0),
                 #[cfg(unix)]
                 call: Cell::new(Call::Overlapped),
+                #[cfg(unix)]
+                before: Cell::new(None),
                 #[cfg(unix)]
                 behind: Cell::new(None),
                 #[cfg(unix)]

@@ -198,7 +198,9 @@ on_each_kernel! {
                 }
             }
             assert_eq!(queue.pending().len(), 30, "{name}");
-            for number in 0..30_u32 {
+            // Behind where the last stood, which was cancelled.
+            kept.push(ours.read(vec![0; 4]));
+            for number in 0..31_u32 {
                 theirs.write_all(&number.to_ne_bytes()).unwrap();
                 let (count, bytes) = queue.block_on(kept.remove(0)).unwrap();
                 assert_eq!((count.unwrap(), &bytes[..]), (4, &number.to_ne_bytes()[..]), "{name}");

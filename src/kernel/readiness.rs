@@ -155,9 +155,7 @@ impl Readiness {
         if let Call::Ready { event } = call {
             // Its edge may have come and gone before anybody waited.
             if let Ok(bits) = unix::ready_now(fd, event) {
-                self.sources.with(entry_of(slot), |source| {
-                    source.lane(call).retain(|waiting| waiting != slot)
-                });
+                self.sources.with(entry_of(slot), |source| source.lane(call).remove(slot));
                 return at_once(slot, Ok(bits));
             }
         }

@@ -57,7 +57,7 @@ pub(crate) enum Medium {
     Stream,
 }
 
-/// Operations in the order they were started.
+/// Operations in the order they were started. Each knows its neighbours, so that any is taken out at once.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Lane {
     first: Option<SlotRef>,
@@ -75,34 +75,49 @@ impl Lane {
 
     #[inline]
     pub(crate) fn push(&mut self, slot: SlotRef) {
+        let before = self.last.replace(slot);
         slot.set_behind(None);
-        match self.last.replace(slot) {
-            Some(last) => last.set_behind(Some(slot)),
+        slot.set_before(before);
+        match before {
+            Some(before) => before.set_behind(Some(slot)),
             None => self.first = Some(slot),
         }
     }
 
+    #[inline]
     pub(crate) fn pop(&mut self) -> Option<SlotRef> {
         let first = self.first?;
         self.first = first.behind();
-        if self.first.is_none() {
-            self.last = None;
+        match self.first {
+            Some(next) => next.set_before(None),
+            None => self.last = None,
         }
         Some(first)
     }
 
-    /// Takes out what `keep` does not want to keep, in order; true where there was any.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(SlotRef) -> bool) -> bool {
-        let mut rest = std::mem::take(self);
-        let mut taken = false;
-        while let Some(slot) = rest.pop() {
-            if keep(slot) {
-                self.push(slot);
-            } else {
-                taken = true;
-            }
+    /// Takes one out. False where it is not in it.
+    pub(crate) fn remove(&mut self, slot: SlotRef) -> bool {
+        let Some(before) = slot.before() else {
+            // What has left a lane is behind nobody.
+            return self.first == Some(slot) && self.pop().is_some();
+        };
+        before.set_behind(slot.behind());
+        match slot.behind() {
+            Some(behind) => behind.set_before(Some(before)),
+            None => self.last = Some(before),
         }
-        taken
+        slot.set_before(None);
+        true
+    }
+
+    /// All of them. The one that is given may be taken out meanwhile.
+    fn iter(&self) -> impl Iterator<Item = SlotRef> + use<> {
+        let mut next = self.first;
+        std::iter::from_fn(move || {
+            let slot = next?;
+            next = slot.behind();
+            Some(slot)
+        })
     }
 }
 
@@ -432,14 +447,13 @@ impl Source {
     /// Tells those who look on of what there is to see.
     #[cold]
     fn show(&mut self, events: Events, sink: &mut impl Sink) {
-        self.onlookers.retain(|slot| {
+        for slot in self.onlookers.iter() {
             let Call::Ready { event } = slot.call() else { unreachable!("only those look on") };
-            if !events.says(event) {
-                return true;
+            if events.says(event) {
+                self.onlookers.remove(slot);
+                tell(sink, slot, ending(Ok(events.bits().into())));
             }
-            tell(sink, slot, ending(Ok(events.bits().into())));
-            false
-        });
+        }
     }
 }
 
@@ -599,7 +613,7 @@ impl Sources {
             match watched {
                 Ok(()) => source.watched |= more,
                 Err(_) => {
-                    source.lane(slot.call()).retain(|waiting| waiting != slot);
+                    source.lane(slot.call()).remove(slot);
                 }
             }
             watched
@@ -611,9 +625,7 @@ impl Sources {
         let Some(source) = self.get(entry) else { return };
         let source = source.borrow();
         for lane in [source.input, source.output] {
-            let mut next = lane.first();
-            while let Some(slot) = next {
-                next = slot.behind();
+            for slot in lane.iter() {
                 if !slot.is_linked() && slot.entry() == Some(entry) {
                     link(slot);
                 }
@@ -636,7 +648,7 @@ impl Sources {
     /// Takes an operation that waits out of its lane: it is cancelled. False where it does not wait.
     pub(crate) fn cancel(&self, slot: SlotRef) -> bool {
         let taken = self.with(entry_of(slot), |source| {
-            source.lane(slot.call()).retain(|waiting| waiting != slot)
+            source.lane(slot.call()).remove(slot)
         });
         if taken {
             self.ended.borrow_mut().push((slot, ending(Err(libc::ECANCELED))));
