@@ -7,6 +7,7 @@ mod each_kernel;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -218,6 +219,19 @@ fn is_child() -> bool {
     std::env::var_os("IOQUEUE_TEST_CHILD").is_some()
 }
 
+/// Waits for the queue's descriptor as a host does. Whether it was told of something.
+fn wait_for_host(queue: &Queue, limit: Duration) -> io::Result<bool> {
+    let fd = queue.as_fd().as_raw_fd();
+    let mut waits = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, which is ours.
+    let answer = unsafe { libc::poll(&raw mut waits, 1, limit.as_millis() as i32) };
+    match waits.revents {
+        _ if answer < 0 => Err(io::Error::last_os_error()),
+        revents if revents & libc::POLLNVAL != 0 => Err(io::ErrorKind::InvalidInput.into()),
+        _ => Ok(answer > 0),
+    }
+}
+
 /// Scenario 55: what is there goes on, what is new is refused, and all comes back.
 fn no_handle_left(kind: KernelKind) {
     let Some(queue) = queue_on(kind) else { return };
@@ -260,6 +274,9 @@ fn no_handle_left(kind: KernelKind) {
     queue.unregister(&unregistered).unwrap();
     let error = Queue::new().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EMFILE), "{error}");
+    // A ring would have made one for its host. What there is instead is one as well.
+    let told = wait_for_host(&queue, Duration::ZERO);
+    assert!(told.is_ok(), "{told:?}");
     // What does not own its handle is registered by a duplicate.
     let refused = queue.register(&unregistered).unwrap_err();
     assert_eq!(refused.error().raw_os_error(), Some(libc::EMFILE), "{refused}");
@@ -273,6 +290,15 @@ fn no_handle_left(kind: KernelKind) {
     // Recovered: the connection is still there.
     let (_, who) = queue.block_on(listener.accept()).unwrap().unwrap();
     assert_eq!(who.ip(), Some(peer.local_addr().unwrap()));
+    let receive = server.recv(vec![0; 8]);
+    queue.poll(&mut Vec::new(), Some(Duration::ZERO)).unwrap();
+    // The first time it only says that there may be something.
+    let _ = wait_for_host(&queue, Duration::ZERO);
+    queue.poll(&mut Vec::new(), Some(Duration::ZERO)).unwrap();
+    assert!(!wait_for_host(&queue, Duration::ZERO).unwrap());
+    client.write_all(b"to host").unwrap();
+    assert!(wait_for_host(&queue, Duration::from_secs(20)).unwrap());
+    assert_eq!(queue.block_on(receive).unwrap().0.unwrap(), 7);
     let again: Registered<File> = queue.register(file.open()).unwrap();
     assert_eq!(queue.block_on(again.read_at(vec![0; 8], 0)).unwrap().0.unwrap(), 4);
     queue_on(kind).unwrap().close(Duration::from_secs(1)).unwrap();

@@ -506,7 +506,8 @@ impl Uring {
     fn edge(&self, user_data: u64, result: i32, flags: u32, sink: &mut impl Sink) {
         let (events, may_watch) = match -result {
             ..=0 => (unix::events_of(result as i16), true),
-            libc::ECANCELED => (Events::default(), true),
+            // No memory for it just now, say. Whoever waits is watched again.
+            libc::ECANCELED | libc::ENOMEM => (Events::default(), true),
             libc::EINVAL => {
                 self.has_multishot.set(false); // Linux 5.11 and 5.12.
                 (Events::default(), true)
