@@ -647,9 +647,7 @@ impl Sources {
 
     /// Takes an operation that waits out of its lane: it is cancelled. False where it does not wait.
     pub(crate) fn cancel(&self, slot: SlotRef) -> bool {
-        let taken = self.with(entry_of(slot), |source| {
-            source.lane(slot.call()).remove(slot)
-        });
+        let taken = self.with(entry_of(slot), |source| source.lane(slot.call()).remove(slot));
         if taken {
             self.ended.borrow_mut().push((slot, ending(Err(libc::ECANCELED))));
         }
