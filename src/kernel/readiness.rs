@@ -32,7 +32,7 @@ use super::unix::{self, Bell, Errno, Tried};
 use super::{BindError, Binding, Identity, Mark, Sink};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
-use crate::op::Closing;
+use crate::op::{Closing, Events};
 use crate::operation::SlotRef;
 
 /// The poller's keys for the bell, and for its timer. No registration has them.
@@ -199,9 +199,15 @@ impl Readiness {
                 rang = true;
                 return;
             }
+            let index = EntryId::index_of_key(key);
+            let is_its = |source: &Source| source.key == key;
+            let is_all = events == Events::READ && !self.poller.forgets();
+            if is_all && self.sources.something_came(index, is_its, sink) {
+                return;
+            }
             self.sources.became_ready(
-                EntryId::index_of_key(key),
-                |source| source.key == key,
+                index,
+                is_its,
                 events,
                 if self.poller.forgets() { IN | OUT } else { 0 },
                 |source, more| self.watch(source, more),

@@ -372,7 +372,7 @@ impl Source {
         }
     }
 
-    /// The commonest edge, apart: nothing waits but for what may come, and that stays watched for.
+    /// Nothing waits but for what may come.
     #[inline(always)]
     fn something_came(&mut self, sink: &mut impl Sink) {
         self.drained = false;
@@ -407,7 +407,6 @@ impl Source {
     }
 
     /// See [`Sources::became_ready`].
-    #[inline(never)]
     fn became_ready(
         &mut self,
         events: Events,
@@ -656,7 +655,6 @@ impl Sources {
 
     /// The poller has something to say. What has ended is told of.
     /// The poller watches for what is `unwatched` no more; `watch` has it do so, if something waits.
-    #[inline]
     pub(crate) fn became_ready(
         &self,
         index: usize,
@@ -673,11 +671,26 @@ impl Sources {
         if !is_it(&source) {
             return;
         }
-        if events == Events::READ && unwatched == 0 && source.only_input_waits() {
+        source.became_ready(events, unwatched, watch, sink);
+    }
+
+    /// The commonest edge, apart: something has come for a source that is watched for that, and stays so. False,
+    /// and nothing has happened, where that is not all there is to do.
+    #[inline(always)]
+    pub(crate) fn something_came(
+        &self,
+        index: usize,
+        is_it: impl FnOnce(&Source) -> bool,
+        sink: &mut impl Sink,
+    ) -> bool {
+        let list = self.list.borrow();
+        let Some(Some(source)) = list.get(index) else { return false };
+        let mut source = source.borrow_mut();
+        let is_all = is_it(&source) && source.only_input_waits();
+        if is_all {
             source.something_came(sink);
-        } else {
-            source.became_ready(events, unwatched, watch, sink);
         }
+        is_all
     }
 
     /// How long a look at the poller may take at most.

@@ -442,6 +442,7 @@ impl Uring {
         for _ in 0..count {
             let Some((user_data, result, flags)) = self.next_completion() else { break };
             match user_data & TAG {
+                SOURCE_IN if self.something_came(user_data, result, flags, sink) => {}
                 SOURCE_IN | SOURCE_OUT => self.edge(user_data, result, flags, sink),
                 _ if user_data == BELL => rang |= self.bell_rang(result, flags),
                 _ if user_data == DOUBTS => {
@@ -501,8 +502,23 @@ impl Uring {
         Ok(host)
     }
 
+    /// True where all that a source's poll says is that something has come, and it was seen to.
+    #[inline(always)]
+    fn something_came(
+        &self,
+        user_data: u64,
+        result: i32,
+        flags: u32,
+        sink: &mut impl Sink,
+    ) -> bool {
+        let is_its = |source: &Source| poll_data(source.key, IN) == user_data;
+        let index = EntryId::index_of_key((user_data >> 3) as usize);
+        let is_all = result == libc::POLLIN.into() && cqueue::more(flags);
+        is_all && self.sources.something_came(index, is_its, sink)
+    }
+
     /// A source's poll has fired.
-    #[inline]
+    #[inline(never)]
     fn edge(&self, user_data: u64, result: i32, flags: u32, sink: &mut impl Sink) {
         let (events, may_watch) = match -result {
             ..=0 => (unix::events_of(result as i16), true),
