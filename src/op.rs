@@ -331,9 +331,29 @@ impl<H> Registered<H> {
     #[track_caller]
     #[must_use = "the first of its operations has begun, and is cancelled when this is dropped"]
     pub fn read_exact<B: IoBufMut>(&self, buffer: B) -> impl Future<Output = (io::Result<()>, B)> {
-        let caller = Location::caller();
+        self.fill(buffer, |_| Onwards, Location::caller())
+    }
+
+    /// As [`read_exact`](Self::read_exact), at a place in a file. Any number at a time.
+    #[track_caller]
+    #[must_use = "the first of its operations has begun, and is cancelled when this is dropped"]
+    pub fn read_exact_at<B: IoBufMut>(
+        &self,
+        buffer: B,
+        offset: u64,
+    ) -> impl Future<Output = (io::Result<()>, B)> {
+        self.fill(buffer, move |done| At(offset.saturating_add(done as u64)), Location::caller())
+    }
+
+    /// Reads until `buffer` is full, each time at the place that follows from how much it has.
+    fn fill<B: IoBufMut, P: Place>(
+        &self,
+        buffer: B,
+        place: impl Fn(usize) -> P,
+        caller: &'static Location<'static>,
+    ) -> impl Future<Output = (io::Result<()>, B)> {
         let read = move |buffer: B, done: usize| {
-            self.begin(Read { buffer: buffer.slice(done..), place: Onwards }, caller)
+            self.begin(Read { buffer: buffer.slice(done..), place: place(done) }, caller)
         };
         let room = buffer.io_capacity();
         let first = if room > 0 { Ok(read(buffer, 0)) } else { Err(buffer) };
@@ -366,9 +386,30 @@ impl<H> Registered<H> {
     #[track_caller]
     #[must_use = "the first of its operations has begun, and is cancelled when this is dropped"]
     pub fn write_all<B: IoBuf>(&self, buffer: B) -> impl Future<Output = (io::Result<()>, B)> {
-        let caller = Location::caller();
+        self.write_out(buffer, |_| Onwards, Location::caller())
+    }
+
+    /// As [`write_all`](Self::write_all), at a place in a file. Any number at a time.
+    #[track_caller]
+    #[must_use = "the first of its operations has begun, and is cancelled when this is dropped"]
+    pub fn write_all_at<B: IoBuf>(
+        &self,
+        buffer: B,
+        offset: u64,
+    ) -> impl Future<Output = (io::Result<()>, B)> {
+        let place = move |done| At(offset.saturating_add(done as u64));
+        self.write_out(buffer, place, Location::caller())
+    }
+
+    /// Writes all of `buffer`, each time at the place that follows from how much is written.
+    fn write_out<B: IoBuf, P: Place>(
+        &self,
+        buffer: B,
+        place: impl Fn(usize) -> P,
+        caller: &'static Location<'static>,
+    ) -> impl Future<Output = (io::Result<()>, B)> {
         let write = move |buffer: B, done: usize| {
-            self.begin(Write { buffer: buffer.slice(done..), place: Onwards }, caller)
+            self.begin(Write { buffer: buffer.slice(done..), place: place(done) }, caller)
         };
         let length = buffer.io_len();
         // To a pipe of messages, nothing is a message.

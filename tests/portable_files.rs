@@ -10,7 +10,8 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 
 use each_kernel::{
-    Disk, TempFile, assert_came_back, file, noise, poll_once, read_full, rounds, skip, write_full,
+    Disk, TempFile, assert_came_back, file, kind_of, noise, poll_once, read_full, rounds, skip,
+    write_full,
 };
 use ioqueue::{IoBuf, Registered, error};
 
@@ -42,6 +43,30 @@ on_each_kernel! {
     }
 
     /// What is no file has nothing to be put on a disk, and says so at once.
+    /// As many operations as it takes, each behind the last.
+    fn all_is_read_and_written_at_a_place(queue) {
+        let contents = noise(100_000);
+        let file = file(queue, b"0123456789");
+        queue.block_on(async {
+            let (written, bytes) = file.write_all_at(contents.clone(), 5).await;
+            written.unwrap();
+            assert!(bytes == contents);
+            let (read, bytes) = file.read_exact_at(vec![0; 100_000], 5).await;
+            read.unwrap();
+            assert!(bytes == contents);
+            // The end comes first: what was there is in the buffer, once.
+            let (read, bytes) = file.read_exact_at([7; 8], 100_001).await;
+            assert_eq!(read.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+            assert_eq!(bytes[..4], contents[99_996..]);
+            // Neither moves where the file stands.
+            let (count, bytes) = file.read(vec![0; 5]).await;
+            assert_eq!((count.unwrap(), &bytes[..]), (5, &b"01234"[..]));
+            let refused = file.write_all_at("beyond", u64::MAX).await.0;
+            assert_eq!(kind_of(queue, &refused.unwrap_err()), io::ErrorKind::InvalidInput);
+            file.write_all_at("", u64::MAX).await.0.unwrap();
+        }).unwrap();
+    }
+
     fn what_is_no_file_cannot_be_synced(queue) {
         for way in each_kernel::ways(queue) {
             for sync in [way.from.sync_all(), way.to.sync_data()] {
@@ -416,7 +441,7 @@ on_each_kernel! {
             Err(error) => return skip(&format!("no file system may be mounted: {error}")),
         };
         let path = folder.join("file");
-        let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         let file = queue.register(file).unwrap();
         let (mut written, error) = queue.block_on(async {
             let mut written = 0;
@@ -442,6 +467,11 @@ on_each_kernel! {
         let (count, _) = queue.block_on(file.write_at(vec![1; 10_000], 0)).unwrap();
         written = count.unwrap();
         assert_eq!(written, 10_000);
+        // As many operations as it takes: the one behind what fitted says why it is not all.
+        let (done, bytes) = queue.block_on(file.write_all_at(noise(2 * ROOM), 0)).unwrap();
+        assert_eq!(done.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        let fitted = std::fs::read(&path).unwrap();
+        assert!(fitted.len() > ROOM / 2 && fitted == bytes[..fitted.len()]);
         drop(file);
         // SAFETY: a name of ours.
         let name = std::ffi::CString::new(folder.to_str().unwrap()).unwrap();
