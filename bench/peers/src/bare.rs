@@ -282,24 +282,22 @@ impl Runtime for Bare {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// What is in memory, as all of it is here.
+    /// Waits here for what is not in memory, which is next to nothing.
     async fn read_at(file: &Rc<Self::File>, mut buffer: Vec<u8>, offset: u64) -> Ended {
         let part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.capacity() };
-        // SAFETY: so much room the buffer has, and so much of it is filled.
-        let got = unsafe {
-            let got = libc::preadv2(
-                file.as_raw_fd(),
-                &raw const part,
-                1,
-                offset as i64,
-                libc::RWF_NOWAIT,
-            );
-            buffer.set_len(got.max(0) as usize);
-            got
+        let mut read = |flags| {
+            // SAFETY: so much room the buffer has, and so much of it is filled.
+            unsafe {
+                let (fd, offset) = (file.as_raw_fd(), offset as i64);
+                let got = libc::preadv2(fd, &raw const part, 1, offset, flags);
+                buffer.set_len(got.max(0) as usize);
+                answer(got)
+            }
         };
-        match usize::try_from(got) {
-            Ok(got) => (Ok(got), buffer),
-            Err(_) => (Err(io::Error::last_os_error()), buffer),
-        }
+        let Poll::Ready(got) = read(libc::RWF_NOWAIT) else {
+            let Poll::Ready(got) = read(0) else { unreachable!("it was told to wait") };
+            return (got, buffer);
+        };
+        (got, buffer)
     }
 }
