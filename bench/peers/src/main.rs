@@ -23,7 +23,6 @@ fn main() -> std::io::Result<()> {
     };
     let count: u32 = count.parse().expect("COUNT is a number");
     match peer.as_str() {
-        "bare" if bench == "wake" => panic!("a waker of its own stays on its thread"),
         "bare" => benches::run::<bare::Bare>(peer, bench, count),
         "tokio" => benches::run::<tokio_peer::Tokio>(peer, bench, count),
         "monoio" => benches::run::<monoio_peer::Monoio>(peer, bench, count),
