@@ -30,6 +30,8 @@ use crate::error::{Closed, NtStatus, Refused};
 use crate::handle::{
     AnyHandle, AsAnyHandle, HandleId, Persist, PersistError, RawHandle, Registered, Registration,
 };
+#[cfg(unix)]
+use crate::kernel::call::Call;
 use crate::kernel::call::Refusal;
 #[cfg(unix)]
 use crate::kernel::{source::SharedSource, unix};
@@ -1312,9 +1314,7 @@ fn launch<H, R: Request>(
     };
     let slot = ticket.slot();
     slot.mark(caller, queue.clock());
-    // Asked before it counts as the kernel's: a buffer's code may panic, or close the handle.
-    // SAFETY: the request is in the operation's memory now, and nobody else looks at it.
-    let call = unsafe { (*ticket.state_ptr()).call() };
+    let call = call_of(queue, source, &ticket);
     if !queue.is_closed() {
         // SAFETY: the request stays where it is until the operation's end, and what the call points to is its
         // own (a promise of Request).
@@ -1326,7 +1326,21 @@ fn launch<H, R: Request>(
             return Begun::Waits(ticket);
         }
     }
-    launch_listed(registered, ticket, caller)
+    launch_listed(registered, source, ticket, caller)
+}
+
+/// What is to be launched. Asked before it counts as the kernel's: a buffer's code may panic, or close the
+/// handle. Or poll the queue, which is told then of what came since the call was tried, and once only.
+#[cfg(unix)]
+#[inline(always)]
+fn call_of<R: Request>(queue: &Inner, source: &SharedSource, ticket: &Ticket<R>) -> Call {
+    let looks = queue.looks();
+    // SAFETY: the request is in the operation's memory now, and nobody else looks at it.
+    let call = unsafe { (*ticket.state_ptr()).call() };
+    if queue.looks() != looks {
+        queue.kernel.doubt(source);
+    }
+    call
 }
 
 /// Starts it, in the list of its registration.
@@ -1334,14 +1348,14 @@ fn launch<H, R: Request>(
 #[inline(never)]
 fn launch_listed<H, R: Request>(
     registered: &Registered<H>,
+    source: &SharedSource,
     ticket: Ticket<R>,
     caller: &'static Location<'static>,
 ) -> Begun<R> {
     let Registration { queue, entry, raw, .. } = registered.registration();
     let slot = ticket.slot();
     // Asked again, not handed over: a call that is known when this is compiled stays in registers.
-    // SAFETY: as in `launch`.
-    let call = unsafe { (*ticket.state_ptr()).call() };
+    let call = call_of(queue, source, &ticket);
     if !queue.launch(slot, *entry, *raw) {
         let Ok(request) = ticket.take() else { unreachable!("it was not launched") };
         return submit_call(queue, registered.as_any_handle(), request, caller);

@@ -373,6 +373,15 @@ impl Kernel {
         }
     }
 
+    /// The handle may have been told to be ready while nobody waited: whoever waits next has not tried.
+    #[cfg(unix)]
+    #[cold]
+    pub(crate) fn doubt(&self, source: &SharedSource) {
+        if let Some(sources) = self.sources() {
+            sources.doubt(source);
+        }
+    }
+
     #[cfg(unix)]
     #[inline(never)]
     fn watch_for(&self, slot: SlotRef, more: u8) -> Result<(), unix::Errno> {

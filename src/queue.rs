@@ -81,6 +81,8 @@ pub(crate) struct Inner {
     /// A task used up its budget: ask the kernel before any other is resumed.
     overdue: Cell<bool>,
     clock: Cell<Duration>,
+    /// How often the kernel was asked.
+    looks: Cell<u32>,
     /// `run` is at work.
     running: Cell<bool>,
     /// Takes nothing new.
@@ -155,6 +157,7 @@ impl Inner {
             budget: Cell::new(BUDGET),
             overdue: Cell::new(false),
             clock,
+            looks: Cell::new(0),
             running: Cell::new(false),
             closed: Cell::new(false),
             ended: Cell::new(false),
@@ -171,6 +174,13 @@ impl Inner {
     /// The coarse time of the last look at the kernel.
     pub(crate) fn clock(&self) -> Duration {
         self.clock.get()
+    }
+
+    /// Changes with each look at the kernel.
+    #[cfg(unix)]
+    #[inline(always)]
+    pub(crate) fn looks(&self) -> u32 {
+        self.looks.get()
     }
 
     pub(crate) fn is_closed(&self) -> bool {

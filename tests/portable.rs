@@ -17,8 +17,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use each_kernel::{
-    Wakes, assert_came_back, cancels_later, file, kind_of, listener, look_around, poll_until,
-    poll_with, stream_of, tcp, tcp_socket, tcp_to_host,
+    HalfWay, Wakes, assert_came_back, cancels_later, file, kind_of, listener, look_around,
+    poll_until, poll_with, stream_of, tcp, tcp_socket, tcp_to_host, ways_in,
 };
 #[cfg(unix)]
 use ioqueue::Event;
@@ -257,6 +257,34 @@ on_each_kernel! {
                 (queue.register(reader).unwrap(), writer)
             };
             assert!(read_oddly(queue, pipe) >= 3);
+        }
+    }
+
+    /// Q13: a buffer whose code polls the queue, when the call was tried already: what the queue is told of
+    /// then, it is not told of again.
+    not_simulated("its peers come with the queue's turns")
+    fn a_buffer_that_polls_the_queue_misses_nothing(queue) {
+        for nth in 1..=3 {
+            for HalfWay { name, ours, mut theirs } in ways_in(queue) {
+                // From here on it is watched.
+                let first = ours.read(vec![0; 1]);
+                queue.block_on(look_around()).unwrap();
+                theirs.write_all(b"a").unwrap();
+                assert_eq!(queue.block_on(first).unwrap().1, b"a", "{name}");
+                let (other, asked) = (queue.clone(), Rc::new(Cell::new(false)));
+                let told = Rc::clone(&asked);
+                let meddling = move || {
+                    told.set(true);
+                    theirs.write_all(b"b").unwrap();
+                    other.block_on(look_around()).unwrap();
+                };
+                let reading = ours.read(Odd::new(nth, meddling));
+                if asked.get() {
+                    let limited = queue.timeout(Duration::from_secs(5), reading);
+                    let (count, odd) = queue.block_on(limited).unwrap().expect(name);
+                    assert_eq!((count.unwrap(), odd.buffer[0]), (1, b'b'), "{name} {nth}");
+                }
+            }
         }
     }
 

@@ -699,6 +699,13 @@ impl Sources {
         if self.ended.borrow().is_empty() { timeout_ms } else { 0 }
     }
 
+    /// Whoever waits for the source next has not tried.
+    pub(crate) fn doubt(&self, source: &SharedSource) {
+        let mut source = source.borrow_mut();
+        (source.drained, source.full) = (true, true);
+        self.doubtful.set(true);
+    }
+
     /// Whether somebody waits without having tried, or is told by nobody: [`resolve_doubts`] is to be called
     /// in a while.
     ///

@@ -102,6 +102,7 @@ impl Inner {
     pub(super) fn dequeue(&self, timeout_ms: u32) -> io::Result<bool> {
         let mut ready = self.ready.borrow_mut();
         let mut intake = Intake { queue: self, ready: &mut ready, notified: false };
+        self.looks.set(self.looks.get().wrapping_add(1));
         self.kernel.dequeue(timeout_ms, &mut intake)?;
         self.budget.set(BUDGET);
         self.overdue.set(false);
