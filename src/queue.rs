@@ -624,7 +624,8 @@ impl Queue {
     /// What `GetQueuedCompletionStatusEx` says. What was appended until then is valid.
     ///
     /// # Panics
-    /// With whatever the drop of an abandoned operation's state panics; no continuation is lost.
+    /// With whatever the drop of an abandoned operation's state panics; no continuation is lost, and all
+    /// other states are dropped all the same.
     pub fn poll(
         &self,
         runnable: &mut Vec<Continuation>,

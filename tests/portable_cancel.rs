@@ -5,6 +5,8 @@
 mod each_kernel;
 
 use std::cell::{Cell, RefCell};
+#[cfg(unix)]
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -389,6 +391,47 @@ on_each_kernel! {
         assert_eq!(dropped.get(), 4);
         queue.block_on(write_full(&writer, "left")).unwrap();
         assert_eq!(queue.block_on(reader.read(vec![0; 8])).unwrap().1, b"left");
+    }
+
+    #[cfg(unix)]
+    /// Q4: what drops when a poll finds it is dropped by that poll, whatever else panics there: the next may wait
+    /// for ever.
+    not_simulated("there a cancel may end them at once, in the drop of each")
+    fn buffers_whose_drops_panic_are_all_dropped_by_one_poll(queue) {
+        struct Panics(Vec<u8>, Rc<Cell<u32>>);
+        impl Drop for Panics {
+            fn drop(&mut self) {
+                self.1.set(self.1.get() + 1);
+                panic!("dropped");
+            }
+        }
+        // SAFETY: the vector's bytes stay where they are.
+        unsafe impl ioqueue::IoBuf for Panics {
+            fn io_ptr(&self) -> *const u8 {
+                self.0.as_ptr()
+            }
+            fn io_len(&self) -> usize {
+                self.0.len()
+            }
+        }
+        // SAFETY: as above.
+        unsafe impl ioqueue::IoBufMut for Panics {
+            fn io_mut_ptr(&mut self) -> *mut u8 {
+                self.0.as_mut_ptr()
+            }
+            unsafe fn set_io_len(&mut self, _: usize) {}
+        }
+        let (client, _server) = each_kernel::tcp(queue);
+        let drops = Rc::new(Cell::new(0));
+        let reads: Vec<_> = (0..3).map(|_| client.recv(Panics(vec![0; 1], drops.clone()))).collect();
+        // All of them end in one look.
+        drop(reads);
+        let mut panics = 0;
+        while queue.running() {
+            let poll = || queue.poll(&mut Vec::new(), None).unwrap();
+            panics += u32::from(catch_unwind(AssertUnwindSafe(poll)).is_err());
+        }
+        assert_eq!((drops.get(), panics), (3, 1));
     }
 
     /// Q13: it goes on though nobody polls it, and is pinned nowhere.

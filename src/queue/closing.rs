@@ -16,7 +16,7 @@ const SWEEP_MS: u32 = 10;
 
 /// Does `step`, and after a panic of user code in it does it again, for what is left. Keeps the first
 /// panic.
-fn insist(panicked: &mut Option<Box<dyn Any + Send>>, mut step: impl FnMut()) {
+pub(super) fn insist(panicked: &mut Option<Box<dyn Any + Send>>, mut step: impl FnMut()) {
     while let Err(payload) = catch_unwind(AssertUnwindSafe(&mut step)) {
         match panicked {
             None => *panicked = Some(payload),

@@ -3,12 +3,14 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::panic::resume_unwind;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use super::closing::insist;
 use super::{BUDGET, ForeignPacket, Hook, Inner};
 use crate::continuation::{Continuation, Parked, ReadyList, Runnable};
 use crate::error::Closed;
@@ -211,13 +213,20 @@ impl Inner {
         }
     }
 
+    /// All of it, also where some of it panics: who polls next may wait for the drop of the rest.
     #[cold]
     fn hear(&self) {
-        loop {
-            let Some(slot) = self.unwanted.borrow_mut().pop() else { break };
-            dispose(self, slot);
+        let mut panicked = None;
+        insist(&mut panicked, || {
+            loop {
+                let Some(slot) = self.unwanted.borrow_mut().pop() else { break };
+                dispose(self, slot);
+            }
+            while self.hooked.get() && self.tell_foreign() {}
+        });
+        if let Some(payload) = panicked {
+            resume_unwind(payload);
         }
-        while self.hooked.get() && self.tell_foreign() {}
     }
 
     /// What became ready first.
