@@ -1,7 +1,8 @@
 //! Owned buffers: what an operation reads into or writes from, and gives back with its result.
 //!
 //! The kernel may use a buffer until the operation has ended, whatever becomes of the future. So it is
-//! moved into the operation, and lent ones will not do.
+//! moved into the operation, and lent ones will not do. A buffer that is part of something else is taken out with
+//! `std::mem::take`, and put back with the result.
 
 use std::fmt;
 use std::ops::{Bound, Deref, RangeBounds};

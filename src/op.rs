@@ -323,7 +323,8 @@ impl<H> Registered<H> {
 
 impl<H> Registered<H> {
     /// Reads until `buffer` is full, up to its capacity; for fewer bytes, a part of it
-    /// ([`IoBuf::slice`]). When the end comes before that, the error is `UnexpectedEof`.
+    /// ([`IoBuf::slice`]). When the end comes before that, the error is `UnexpectedEof`, and the buffer holds
+    /// what came.
     ///
     /// It is as many operations as it takes. The first begins at once, each other when this is polled; a
     /// read that is started meanwhile gets what comes in between. **Dropping it** cancels the one in flight, and what was read until then is
@@ -334,7 +335,36 @@ impl<H> Registered<H> {
         self.fill(buffer, |_| Onwards, Location::caller())
     }
 
-    /// As [`read_exact`](Self::read_exact), at a place in a file. Any number at a time.
+    /// As [`read_exact`](Self::read_exact), at a place in a file. Any number at a time, each of which has to be
+    /// polled: in a task of its own, say.
+    ///
+    /// ```
+    /// use std::fs::File;
+    /// use std::rc::Rc;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # #[cfg(unix)] {
+    /// let file = Rc::new(ioqueue::Registered::new(File::open("Cargo.toml")?)?);
+    /// let reads: Vec<_> = (0..4)
+    ///     .map(|block| {
+    ///         // The future borrows the handle.
+    ///         let file = Rc::clone(&file);
+    ///         let room = Vec::with_capacity(16);
+    ///         ioqueue::spawn(async move { file.read_exact_at(room, block * 16).await })
+    ///     })
+    ///     .collect::<Result<_, _>>()?;
+    /// ioqueue::block_on(async {
+    ///     for read in reads {
+    ///         let (result, bytes) = read.await;
+    ///         result?;
+    ///         print!("{}", String::from_utf8_lossy(&bytes[..16]));
+    ///     }
+    ///     Ok::<_, std::io::Error>(())
+    /// })??;
+    /// # }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[track_caller]
     #[must_use = "the first of its operations has begun, and is cancelled when this is dropped"]
     pub fn read_exact_at<B: IoBufMut>(
@@ -389,7 +419,8 @@ impl<H> Registered<H> {
         self.write_out(buffer, |_| Onwards, Location::caller())
     }
 
-    /// As [`write_all`](Self::write_all), at a place in a file. Any number at a time.
+    /// As [`write_all`](Self::write_all), at a place in a file. Any number at a time, each of which has to be
+    /// polled: in a task of its own, say.
     #[track_caller]
     #[must_use = "the first of its operations has begun, and is cancelled when this is dropped"]
     pub fn write_all_at<B: IoBuf>(

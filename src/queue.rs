@@ -659,7 +659,7 @@ impl Queue {
     }
 
     /// Makes a task of a future. It first runs when the queue is run or polled. On a closed queue it is
-    /// cancelled at once.
+    /// cancelled at once. **Dropping the [`Task`] cancels it**: keep it, or [`detach`](Task::detach) it.
     pub fn spawn<F>(&self, future: F) -> Task<F::Output>
     where
         F: Future + 'static,
@@ -671,7 +671,8 @@ impl Queue {
     /// Polls and resumes until `future` is done, whatever [`running`](Self::running) says.
     ///
     /// # Errors
-    /// As [`run`](Self::run), while the future is not done.
+    /// As [`run`](Self::run), while the future is not done; but it may be called from a task, and inside another
+    /// `block_on`.
     ///
     /// # Panics
     /// With what a continuation or the future panics.
@@ -685,7 +686,8 @@ impl Queue {
         Notifier::new(Arc::clone(&self.inner.shared))
     }
 
-    /// What is in flight, for diagnostics. Walks all operations.
+    /// What is in flight, for diagnostics. Walks all operations. What was dropped is among them until the next
+    /// poll has found that it ended.
     pub fn pending(&self) -> Vec<Pending> {
         let now = self.inner.kernel.coarse_now();
         let mut pending = Vec::new();

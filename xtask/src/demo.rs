@@ -327,7 +327,7 @@ fn pass_through(
     let shared = Shared { output: output.to_path_buf(), received: Arc::default(), events };
     shared.start("the sink".into(), move |shared| accept(&sink, shared));
     wait_until_ready(entrance, &arrivals, relays)?;
-    println!("the relays are ready; {CONNECTIONS} connections at once ...");
+    println!("the relays are ready, as one connection has shown; {CONNECTIONS} more at once ...");
     let start = Instant::now();
     for slice in 0..CONNECTIONS {
         let input = input.path.clone();
