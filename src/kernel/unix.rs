@@ -294,6 +294,35 @@ unsafe fn vectored(
     }
 }
 
+/// Reads or writes, which may block.
+///
+/// # Safety
+/// `at` is `length` bytes, to be written to if it reads.
+pub(crate) unsafe fn move_blocking(
+    fd: RawFd,
+    reads: bool,
+    at: *mut u8,
+    length: usize,
+    offset: Option<u64>,
+) -> Result<u32, Errno> {
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    use libc::{off_t as Place, pread as read_at, pwrite as write_at};
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    use libc::{off64_t as Place, pread64 as read_at, pwrite64 as write_at};
+
+    let (at, length) = (at.cast::<libc::c_void>(), cut(length) as usize);
+    let place = offset.map(Place::try_from).transpose().map_err(|_| libc::EINVAL)?;
+    // SAFETY: passed on.
+    count(unsafe {
+        match (reads, place) {
+            (true, None) => libc::read(fd, at, length),
+            (false, None) => libc::write(fd, at, length),
+            (true, Some(place)) => read_at(fd, at, length, place),
+            (false, Some(place)) => write_at(fd, at, length, place),
+        }
+    })
+}
+
 /// As `readv` and `writev`, which may block.
 ///
 /// # Safety

@@ -182,31 +182,25 @@ impl Jobs {
 /// # Safety
 /// What `call` points to is valid while this runs, and nobody else's.
 unsafe fn make(fd: RawFd, call: Call) -> Result<u32, Errno> {
+    use std::fs;
     use std::mem::ManuallyDrop;
     use std::os::fd::FromRawFd;
-    use std::os::unix::fs::FileExt;
-    use std::{fs, io, slice};
 
     // SAFETY: the file is open until the job is done, and is not closed here.
-    let mut file = ManuallyDrop::new(unsafe { fs::File::from_raw_fd(fd) });
-    // SAFETY: of each slice: the call's bytes, which are this thread's for now. Reads write them only.
+    let file = ManuallyDrop::new(unsafe { fs::File::from_raw_fd(fd) });
+    // SAFETY: passed on: the call's bytes are this thread's for now. (Not as slices for the standard library's
+    // reads: what is read into is not initialised.)
     let result = unsafe {
         match call {
-            Call::Read { at, length } => {
-                let length = unix::cut(length) as usize;
-                io::Read::read(&mut *file, slice::from_raw_parts_mut(at, length))
-            }
+            Call::Read { at, length } => return unix::move_blocking(fd, true, at, length, None),
             Call::Write { at, length } => {
-                let length = unix::cut(length) as usize;
-                io::Write::write(&mut *file, slice::from_raw_parts(at, length))
+                return unix::move_blocking(fd, false, at.cast_mut(), length, None);
             }
             Call::ReadAt { at, length, offset } => {
-                let length = unix::cut(length) as usize;
-                file.read_at(slice::from_raw_parts_mut(at, length), offset)
+                return unix::move_blocking(fd, true, at, length, Some(offset));
             }
             Call::WriteAt { at, length, offset } => {
-                let length = unix::cut(length) as usize;
-                file.write_at(slice::from_raw_parts(at, length), offset)
+                return unix::move_blocking(fd, false, at.cast_mut(), length, Some(offset));
             }
             Call::ReadVectored { parts, count, .. } => {
                 return unix::vectored_blocking(fd, true, parts, count);
@@ -214,8 +208,8 @@ unsafe fn make(fd: RawFd, call: Call) -> Result<u32, Errno> {
             Call::WriteVectored { parts, count, .. } => {
                 return unix::vectored_blocking(fd, false, parts, count);
             }
-            Call::Sync { data_only: false } => file.sync_all().map(|()| 0),
-            Call::Sync { data_only: true } => file.sync_data().map(|()| 0),
+            Call::Sync { data_only: false } => file.sync_all(),
+            Call::Sync { data_only: true } => file.sync_data(),
             Call::Receive { .. }
             | Call::Send { .. }
             | Call::ReceiveFrom { .. }
@@ -226,7 +220,7 @@ unsafe fn make(fd: RawFd, call: Call) -> Result<u32, Errno> {
             Call::Ready { .. } | Call::Close { .. } | Call::Overlapped => return Err(libc::EINVAL),
         }
     };
-    result.map(|count| count as u32).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
+    result.map(|()| 0).map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 #[cfg(test)]
