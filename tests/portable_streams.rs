@@ -46,6 +46,23 @@ async fn drink(stream: Registered<Stream>, pattern: Vec<u8>, room: usize) -> usi
 }
 
 on_each_kernel! {
+    #[cfg(unix)]
+    /// U3: a stream has no places, also where something waits for what comes next (the ring would read that).
+    not_simulated("Windows takes no notice of a place in a stream")
+    fn a_place_in_a_stream_is_refused_and_takes_nothing(queue) {
+        for Way { name, from, to } in ways(queue) {
+            let reading = to.read(vec![0; 8]);
+            queue.block_on(look_around()).unwrap();
+            let limit = std::time::Duration::from_secs(5);
+            let placed = queue.timeout(limit, to.read_at(vec![0; 8], 5));
+            let refused = queue.block_on(placed).unwrap().expect(name).0;
+            assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::ESPIPE), "{name}");
+            queue.block_on(write_full(&from, "stream")).unwrap();
+            let (count, buffer) = queue.block_on(reading).unwrap();
+            assert_eq!((count.unwrap(), &buffer[..]), (6, &b"stream"[..]), "{name}");
+        }
+    }
+
     /// Scenario 1: whether the read waits already, or comes after the end.
     fn a_read_after_the_peer_closed_is_the_end(queue) {
         for is_early in [true, false] {

@@ -105,6 +105,12 @@ impl Call {
         }
     }
 
+    /// Whether it says where in a file it takes place, so that it overtakes nothing.
+    #[inline(always)]
+    pub(crate) fn has_a_place(self) -> bool {
+        matches!(self, Self::ReadAt { .. } | Self::WriteAt { .. })
+    }
+
     /// Whether a socket's call waits for the edge, and is made then. The others are begun first, or make
     /// none.
     #[inline]

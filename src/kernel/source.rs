@@ -379,8 +379,8 @@ impl Source {
         let Some(slot) = self.input.first() else { return };
         if let Some((at, length)) = slot.receive() {
             let call = Call::Receive { at, length };
-            // SAFETY: the operation's memory is the kernel's, which is us, until its end; only a socket
-            // receives.
+            // SAFETY: the operation's memory is the kernel's, which is us, until its end. What is
+            // no socket refuses the call.
             let received = unsafe { unix::try_call(self.fd, Medium::Socket, false, call) };
             match received {
                 Ok(count) => {
@@ -770,7 +770,7 @@ pub(crate) unsafe fn attempt(source: &SharedSource, call: Call) -> Option<Ending
     if source.is_retired()
         || source.never_direct & bit(call.direction()) != 0
         || source.expects_nothing_of(call)
-        || !source.lane(call).is_empty()
+        || (!call.has_a_place() && !source.lane(call).is_empty())
     {
         return None;
     }
