@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io::{self, Read};
 #[cfg(unix)]
 use std::os::fd::AsRawFd;
+#[cfg(target_os = "linux")]
+use std::task::Poll;
 
 use each_kernel::{
     Disk, TempFile, assert_came_back, file, kind_of, noise, poll_once, read_full, rounds, skip,
@@ -409,6 +411,24 @@ on_each_kernel! {
         queue.block_on(file.write_at("CONTENTS", 0)).unwrap().0.unwrap();
         queue.block_on(file.sync_all()).unwrap().unwrap();
         assert!(is_at_once());
+    }
+
+    /// That one read had to wait for the disk says nothing of the next.
+    #[cfg(target_os = "linux")]
+    fn after_a_read_from_the_disk_what_is_in_memory_is_read_at_once(queue) {
+        let temporary = TempFile::new(&noise(256 * BLOCK));
+        each_kernel::forget_contents(&temporary.open());
+        let file = queue.register(temporary.open()).unwrap();
+        let mut first = file.read(vec![0; BLOCK]);
+        if poll_once(&mut first).is_ready() {
+            return skip("the file stays in memory");
+        }
+        assert_eq!(queue.block_on(first).unwrap().0.unwrap(), BLOCK);
+        let contents = std::fs::read(&temporary.path).unwrap();
+        let mut second = file.read(vec![0; BLOCK]);
+        let Poll::Ready((count, bytes)) = poll_once(&mut second) else { panic!("it waits") };
+        assert_eq!(count.unwrap(), BLOCK);
+        assert!(bytes == contents[BLOCK..2 * BLOCK]);
     }
 
     /// Past the cache every call waits for the disk, also one that is told not to (`RWF_NOWAIT`): so none is

@@ -272,7 +272,10 @@ impl Source {
     fn failed(&mut self, call: Call, errno: unix::Errno) -> Tried {
         let tried = unix::classify(errno, self.medium);
         match tried {
-            Tried::WouldBlock => self.drained |= call.receives(),
+            // Where an edge will say that it is over.
+            Tried::WouldBlock if self.medium == Medium::Socket || self.watched & IN != 0 => {
+                self.drained |= call.receives();
+            }
             Tried::Unsupported if self.may_change_mode && !self.nonblocking => {
                 self.make_nonblocking();
                 return Tried::Interrupted; // And is tried again.
@@ -756,7 +759,9 @@ impl Sources {
         for (slot, ending) in ended.drain(..) {
             tell(sink, slot, ending);
         }
-        self.ended.replace(ended);
+        // With what was cancelled while these were told of.
+        let newer = self.ended.replace(ended);
+        self.ended.borrow_mut().extend(newer);
     }
 }
 
