@@ -4,14 +4,16 @@
 #[macro_use]
 mod each_kernel;
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
 use each_kernel::{
     HalfWay, Stream, Way, kind_of, look_around, narrow_tcp_to_host, pipe, pipe_in, read_full,
-    rounds, tcp_to_host, two_ways, ways, ways_in, ways_out, write_full,
+    rounds, tcp, tcp_to_host, turn, two_ways, ways, ways_in, ways_out, write_full,
 };
 use ioqueue::error::is_cancelled;
 
@@ -287,7 +289,7 @@ on_each_kernel! {
 
     /// Scenario 60: who ended first is resumed first.
     fn tasks_are_resumed_in_the_order_in_which_their_operations_ended(queue) {
-        let resumed = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let resumed = Rc::new(RefCell::new(Vec::new()));
         let (reader, writer) = pipe(queue);
         let tasks: Vec<_> = (0..50).map(|number| {
             let (read, resumed) = (reader.read(vec![0; 1]), resumed.clone());
@@ -300,6 +302,30 @@ on_each_kernel! {
         queue.block_on(write_full(&writer, (0..50).collect::<Vec<u8>>())).unwrap();
         queue.run().unwrap();
         assert_eq!(*resumed.borrow(), (0..50).collect::<Vec<_>>());
+        assert!(tasks.iter().all(ioqueue::Task::is_finished));
+    }
+
+    /// As the last, with so many that more become ready while some of the first are still to be resumed. None of
+    /// those is lost when room is made for the others.
+    fn tasks_that_become_ready_behind_many_are_resumed_after_them(queue) {
+        let resumed = Rc::new(RefCell::new(Vec::new()));
+        let (reader, writer) = tcp(queue);
+        let writer = Rc::new(writer);
+        let bytes = |of: std::ops::Range<u32>| of.map(|number| number as u8).collect::<Vec<_>>();
+        let tasks: Vec<_> = (0..600).map(|number| {
+            let (read, resumed, writer) = (reader.read(vec![0; 1]), resumed.clone(), writer.clone());
+            queue.spawn(async move {
+                assert_eq!(read.await.1, [number as u8]);
+                resumed.borrow_mut().push(number);
+                if number == 0 {
+                    write_full(&writer, bytes(400..600)).await;
+                }
+            })
+        }).collect();
+        turn(queue); // Each of them waits.
+        queue.block_on(write_full(&writer, bytes(0..400))).unwrap();
+        queue.run().unwrap();
+        assert_eq!(*resumed.borrow(), (0..600).collect::<Vec<u32>>());
         assert!(tasks.iter().all(ioqueue::Task::is_finished));
     }
 }

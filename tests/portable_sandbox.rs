@@ -7,30 +7,66 @@
 #[macro_use]
 mod each_kernel;
 
+use std::cell::RefCell;
+use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use std::{io, iter, thread};
 
 use each_kernel::{
-    Marked, TempFile, ends, look_around, noise, pipe, queue_on, read_full, tcp, write_full,
+    Marked, TempFile, ends, look_around, noise, pipe, poll_with, queue_on, read_full, tcp,
+    write_full,
 };
-use ioqueue::{KernelKind, Queue};
+use ioqueue::{Event, KernelKind, Queue};
+
+const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const JUMP_IF_SET: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+
+/// A step of a filter of system calls.
+fn step(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
 
 /// Answers calls of these numbers with an error, on this thread and those it starts, and lets all others
 /// pass.
 fn refuse(calls: &[libc::c_long], error: i32) {
-    const LOAD_NUMBER: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     // The number is the first member of `struct seccomp_data`.
-    let mut program = vec![step(LOAD_NUMBER, 0, 0, 0)];
+    let mut program = vec![step(LOAD, 0, 0, 0)];
     for &call in calls {
         program.push(step(JUMP_IF_EQUAL, 0, 1, call as u32));
         program.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32));
     }
     program.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+    filter(program);
+}
+
+/// Answers with EBUSY what hands over a full queue of a ring's submissions and asks for no completions.
+fn refuse_full_queues() {
+    // Where the number and the second and fourth argument are in `struct seccomp_data`: their lower halves.
+    const NUMBER: u32 = 0;
+    const COUNT: u32 = 24;
+    const FLAGS: u32 = 40;
+    const ENTRIES: u32 = 256;
+    const GET_EVENTS: u32 = 1;
+    filter(vec![
+        step(LOAD, 0, 0, NUMBER),
+        step(JUMP_IF_EQUAL, 0, 5, libc::SYS_io_uring_enter as u32),
+        step(LOAD, 0, 0, COUNT),
+        step(JUMP_IF_EQUAL, 0, 3, ENTRIES),
+        step(LOAD, 0, 0, FLAGS),
+        step(JUMP_IF_SET, 1, 0, GET_EVENTS),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EBUSY as u32),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]);
+}
+
+/// Puts a filter of system calls before this thread and those it starts.
+fn filter(mut program: Vec<libc::sock_filter>) {
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     // SAFETY: the program is ours and lives through the calls, which copy it.
     unsafe {
@@ -227,6 +263,47 @@ fn a_thread_ends_though_the_ring_gives_nothing_back() {
             assert!(start.elapsed() < Duration::from_millis(700), "{:?}", start.elapsed());
         }
         assert_eq!(drops.count(), 0, "the kernel may still write there");
+    });
+}
+
+/// Q3: what a ring has brought is told of in its order, also where completions have to be taken off before the
+/// system takes more submissions (EBUSY: older ones say so when there is no room for any).
+#[test]
+fn what_a_ring_brought_before_it_was_busy_is_told_of_first() {
+    in_a_child("what_a_ring_brought_before_it_was_busy_is_told_of_first", None, || {
+        let Some(queue) = queue_on(KernelKind::Uring) else { return };
+        refuse_full_queues();
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let waker = |name| {
+            let order = Rc::clone(&order);
+            each_kernel::waker(move || order.borrow_mut().push(name))
+        };
+        let pairs = iter::repeat_with(|| UnixStream::pair().unwrap());
+        let [(one, mut to_one), (other, mut to_other), (quiet, mut to_quiet), (leaves, _to_leaves)]: [_; 4] =
+            pairs.take(4).collect::<Vec<_>>().try_into().unwrap();
+        let mut first = queue.ready(&one, Event::Read);
+        assert!(poll_with(&mut first, &waker("first")).is_pending());
+        let leaves = queue.register(leaves).unwrap();
+        let waiting = leaves.recv(vec![0; 8]);
+        queue.block_on(look_around()).unwrap();
+        to_one.write_all(b"x").unwrap();
+        // The ring takes in what has come, as a registration ends.
+        drop((waiting, leaves));
+        to_other.write_all(b"x").unwrap();
+        let mut second = queue.ready(&other, Event::Read);
+        assert!(poll_with(&mut second, &waker("second")).is_pending());
+        let many: Vec<_> = (0..300).map(|_| queue.ready(&quiet, Event::Read)).collect();
+        each_kernel::turn(&queue);
+        assert_eq!(*order.borrow(), ["first", "second"]);
+        // Not given up: what is to be done by its number is handed over before a handle leaves.
+        to_quiet.write_all(b"x").unwrap();
+        for wait in [first, second].into_iter().chain(many) {
+            assert!(queue.block_on(wait).unwrap().unwrap().contains(Event::Read));
+        }
+        for handle in [&one, &other, &quiet] {
+            queue.unregister(handle).unwrap();
+        }
+        queue.close(Duration::from_secs(5)).unwrap();
     });
 }
 

@@ -373,6 +373,56 @@ on_each_kernel! {
         }
     }
 
+    /// As the last, where more has come than one receive has room for; and for a read, whose handle gave all it
+    /// had to the one before.
+    fn all_that_comes_is_received_at_once(queue) {
+        let (ours, mut theirs) = unix_pair(queue);
+        let mut waiting = [ours.recv(vec![0; 4]), ours.recv(vec![0; 4])];
+        queue.block_on(look_around()).unwrap();
+        theirs.write_all(b"onetwo..more").unwrap();
+        queue.block_on(look_around()).unwrap();
+        for (waiting, bytes) in waiting.iter_mut().zip([b"onet", b"wo.."]) {
+            let Poll::Ready((_, received)) = poll_once(waiting) else { panic!("{bytes:?} has come") };
+            assert_eq!(received, bytes);
+        }
+        let Poll::Ready((_, rest)) = poll_once(&mut ours.recv(vec![0; 8])) else {
+            panic!("the rest has come");
+        };
+        assert_eq!(rest, b"more");
+        let mut reading = ours.read(vec![0; 8]);
+        queue.block_on(look_around()).unwrap();
+        assert!(poll_once(&mut reading).is_pending());
+        theirs.write_all(b"read").unwrap();
+        queue.block_on(look_around()).unwrap();
+        let Poll::Ready((_, bytes)) = poll_once(&mut reading) else { panic!("it has come") };
+        assert_eq!(bytes, b"read");
+    }
+
+    /// What an edge told of may be gone when it is received, and the connection with it: only one call is told
+    /// of a reset.
+    #[cfg(target_os = "linux")]
+    fn a_reset_that_comes_behind_an_edge_is_told_of(queue) {
+        let (ours, mut theirs) = each_kernel::raw_tcp();
+        let mut other = ours.try_clone().unwrap();
+        let ours = queue.register(ours).unwrap();
+        let receiving = ours.recv(vec![0; 8]);
+        let (leaves, _stays) = unix_pair(queue);
+        let waiting = leaves.recv(vec![0; 8]);
+        queue.block_on(look_around()).unwrap();
+        theirs.write_all(b"x").unwrap();
+        arrives(&theirs);
+        // A ring takes in the edge here, as a registration ends, and looks at it later.
+        drop((waiting, leaves));
+        other.read_exact(&mut [0]).unwrap();
+        each_kernel::reset_when_closed(&theirs);
+        drop(theirs);
+        let mut asked = libc::pollfd { fd: other.as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: one entry, which is ours.
+        assert_eq!(unsafe { libc::poll(&raw mut asked, 1, 10_000) }, 1, "the reset does not arrive");
+        let error = queue.block_on(receiving).unwrap().0.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+    }
+
     /// A write that waits for room goes on as soon as there is some, not when somebody looks after it.
     fn room_is_told_of_at_once(queue) {
         let (ours, mut theirs) = unix_pair(queue);
