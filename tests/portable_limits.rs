@@ -189,9 +189,20 @@ on_each_kernel! {
             if round > 0 {
                 queue.block_on(look_around()).unwrap();
             }
+            if round == 2 {
+                // By then it is not looked after any more, and waits to be told.
+                queue.block_on(queue.sleep(Duration::from_millis(100))).unwrap().unwrap();
+            }
             for (_, theirs) in pairs.iter().rev() {
                 let mut theirs = theirs;
                 theirs.write_all(&[round]).unwrap();
+            }
+            if round == 1 {
+                // As a registration ends a ring takes in all at once, for which it has no room: what has come for
+                // the last of them ends its poll.
+                let (leaves, _stays) = UnixStream::pair().unwrap();
+                let leaves = queue.register(leaves).unwrap();
+                drop((leaves.read(vec![0; 8]), leaves));
             }
             for read in reads {
                 assert_eq!(queue.block_on(read).unwrap().1, [round]);

@@ -115,6 +115,53 @@ fn what_had_come_for_the_old_is_not_told_of_the_new() {
     });
 }
 
+/// As the last, where the kernel has a read of the new one: made beside that, it would end twice.
+#[test]
+fn what_had_come_for_the_old_is_not_looked_for_in_the_new() {
+    alone(|queue| {
+        let [(ours, mut theirs), (leaves, _stays)] = [(); 2].map(|()| {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let ours = queue.register(ours).unwrap();
+            let first = ours.recv(vec![0; 8]);
+            theirs.write_all(b"first").unwrap();
+            assert_eq!(queue.block_on(first).unwrap().1, b"first");
+            (ours, theirs)
+        });
+        theirs.write_all(b"old").unwrap();
+        // A ring takes in what has come as another registration ends.
+        drop(leaves);
+        drop(ours);
+        let new = [raw_pipe(), raw_pipe()].map(|(reader, writer)| {
+            let reader = queue.register(reader).unwrap();
+            (reader.read(vec![0; 8]), reader, File::from(writer))
+        });
+        for (_, _, writer) in &new {
+            let mut writer = writer;
+            writer.write_all(b"the first and more").unwrap();
+        }
+        for (fresh, reader, _) in new {
+            assert_eq!(queue.block_on(fresh).unwrap().1, b"the firs");
+            assert_eq!(queue.block_on(reader.read(vec![0; 8])).unwrap().1, b"t and mo");
+        }
+    });
+}
+
+/// Q8: what is kept of a registration that has ended leads to no other handle's.
+#[test]
+fn what_is_registered_no_more_takes_nothing_of_the_next() {
+    alone(|queue| {
+        let (one, _peer) = UnixStream::pair().unwrap();
+        let (other, mut peer) = UnixStream::pair().unwrap();
+        let one = queue.register(one).unwrap();
+        queue.unregister(&one).unwrap();
+        let other = queue.register(other).unwrap();
+        peer.write_all(b"the other's").unwrap();
+        let (refused, bytes) = queue.block_on(one.recv(vec![0; 16])).unwrap();
+        assert!(refused.is_err(), "{bytes:?}");
+        assert_eq!(queue.block_on(other.recv(vec![0; 16])).unwrap().1, b"the other's");
+    });
+}
+
 /// A job on a thread, or a submission that the kernel has not seen: neither may meet the next file of that
 /// number. A write that did would be in the wrong file.
 #[test]
