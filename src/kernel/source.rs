@@ -203,6 +203,12 @@ impl Source {
         needed & !self.watched
     }
 
+    /// Whether an edge will say that there is something again, or room. Of a file's none does, nor of a pipe's on
+    /// the ring.
+    fn hears_edges(&self) -> bool {
+        self.medium == Medium::Socket || self.watched != 0
+    }
+
     /// Whether nothing waits but for what may come.
     #[inline]
     fn only_input_waits(&self) -> bool {
@@ -272,10 +278,7 @@ impl Source {
     fn failed(&mut self, call: Call, errno: unix::Errno) -> Tried {
         let tried = unix::classify(errno, self.medium);
         match tried {
-            // Where an edge will say that it is over.
-            Tried::WouldBlock if self.medium == Medium::Socket || self.watched & IN != 0 => {
-                self.drained |= call.receives();
-            }
+            Tried::WouldBlock if self.hears_edges() => self.drained |= call.receives(),
             Tried::Unsupported if self.may_change_mode && !self.nonblocking => {
                 self.make_nonblocking();
                 return Tried::Interrupted; // And is tried again.
@@ -555,8 +558,8 @@ impl Sources {
             return;
         }
         let list = self.list.borrow();
-        let others = list.iter().flatten().map(|other| other.borrow_mut());
-        let heir = others.into_iter().find(|other| {
+        let mut others = list.iter().flatten().map(|other| other.borrow_mut());
+        let heir = others.find(|other| {
             let may_be = other.nonblocking && !other.is_retired() && other.key != key;
             may_be
                 && other.file == file
@@ -656,8 +659,8 @@ impl Sources {
         taken
     }
 
-    /// The poller has something to say. What has ended is told of.
-    /// The poller watches for what is `unwatched` no more; `watch` has it do so, if something waits.
+    /// The poller has something to say. What has ended is told of. What is `unwatched` the poller watches for no
+    /// more; `watch` has it do so, if something waits.
     pub(crate) fn became_ready(
         &self,
         index: usize,
@@ -705,8 +708,11 @@ impl Sources {
     /// Whoever waits for the source next has not tried.
     pub(crate) fn doubt(&self, source: &SharedSource) {
         let mut source = source.borrow_mut();
-        (source.drained, source.full) = (true, true);
-        self.doubtful.set(true);
+        // What is watched from now on is told of what is there already.
+        if source.hears_edges() {
+            (source.drained, source.full) = (true, true);
+            self.doubtful.set(true);
+        }
     }
 
     /// Whether somebody waits without having tried, or is told by nobody: [`resolve_doubts`] is to be called
