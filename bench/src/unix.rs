@@ -19,13 +19,19 @@ pub(crate) fn run(bench: &str, count: u32) -> io::Result<()> {
 struct Ioqueue;
 
 impl<S: AsAnyHandle + 'static> Stream for Registered<S> {
-    async fn receive(&mut self, buffer: Vec<u8>) -> Ended {
-        self.recv(buffer).await
+    #[inline(always)]
+    fn receive(&mut self, buffer: Vec<u8>) -> impl Future<Output = Ended> {
+        self.recv(buffer)
+    }
+
+    #[inline(always)]
+    fn send(&mut self, buffer: Vec<u8>) -> impl Future<Output = Ended> {
+        Self::send(self, buffer)
     }
 
     async fn send_all(&mut self, buffer: Vec<u8>) -> Ended {
         let length = buffer.len();
-        let (sent, buffer) = self.send(buffer).await;
+        let (sent, buffer) = Self::send(self, buffer).await;
         match sent {
             Ok(sent) if sent < length => send_rest(self, buffer, sent).await,
             _ => (sent, buffer),

@@ -200,6 +200,10 @@ impl Stream for Connection {
         (poll_fn(|_| self.0.receive(&mut buffer)).await, buffer)
     }
 
+    async fn send(&mut self, buffer: Vec<u8>) -> Ended {
+        (poll_fn(|_| self.0.send(&buffer)).await, buffer)
+    }
+
     async fn send_all(&mut self, buffer: Vec<u8>) -> Ended {
         let mut sent = 0;
         while sent < buffer.len() {

@@ -25,6 +25,11 @@ impl<S: AsyncRead + AsyncWrite + 'static> Stream for Owned<S> {
         (result, buffer)
     }
 
+    async fn send(&mut self, buffer: Vec<u8>) -> Ended {
+        let BufResult(result, buffer) = self.0.write(buffer).await;
+        (result, buffer)
+    }
+
     async fn send_all(&mut self, buffer: Vec<u8>) -> Ended {
         let BufResult(result, buffer) = self.0.write_all(buffer).await;
         (result.map(|()| buffer.len()), buffer)

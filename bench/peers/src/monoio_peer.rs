@@ -23,6 +23,10 @@ impl<S: AsyncReadRent + AsyncWriteRent + 'static> Stream for Rented<S> {
         self.0.read(buffer).await
     }
 
+    async fn send(&mut self, buffer: Vec<u8>) -> Ended {
+        self.0.write(buffer).await
+    }
+
     async fn send_all(&mut self, buffer: Vec<u8>) -> Ended {
         self.0.write_all(buffer).await
     }

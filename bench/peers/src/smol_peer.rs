@@ -26,6 +26,10 @@ impl<T: IoSafe + io::Read + io::Write + 'static> Stream for Async<T> {
         (self.read(&mut buffer).await, buffer)
     }
 
+    async fn send(&mut self, buffer: Vec<u8>) -> Ended {
+        (self.write(&buffer).await, buffer)
+    }
+
     async fn send_all(&mut self, buffer: Vec<u8>) -> Ended {
         (self.write_all(&buffer).await.map(|()| buffer.len()), buffer)
     }

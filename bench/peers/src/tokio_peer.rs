@@ -42,6 +42,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Stream for Lent<S> {
         (self.0.read(&mut buffer).await, buffer)
     }
 
+    async fn send(&mut self, buffer: Vec<u8>) -> Ended {
+        (self.0.write(&buffer).await, buffer)
+    }
+
     async fn send_all(&mut self, buffer: Vec<u8>) -> Ended {
         (self.0.write_all(&buffer).await.map(|()| buffer.len()), buffer)
     }

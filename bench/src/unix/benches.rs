@@ -40,10 +40,13 @@ pub(crate) type Ended = (io::Result<usize>, Vec<u8>);
 pub(crate) trait Stream: 'static {
     /// Receives once, into all that the buffer has room for. What came is at the buffer's beginning; what
     /// its length is then is left to the runtime.
-    async fn receive(&mut self, buffer: Vec<u8>) -> Ended;
+    fn receive(&mut self, buffer: Vec<u8>) -> impl Future<Output = Ended>;
+
+    /// Sends once.
+    fn send(&mut self, buffer: Vec<u8>) -> impl Future<Output = Ended>;
 
     /// Sends all of the buffer.
-    async fn send_all(&mut self, buffer: Vec<u8>) -> Ended;
+    fn send_all(&mut self, buffer: Vec<u8>) -> impl Future<Output = Ended>;
 }
 
 pub(crate) trait Runtime: 'static {
@@ -117,6 +120,7 @@ async fn all(tasks: Vec<impl Future<Output = ()>>) {
 }
 
 /// How much is left to begin, for several tasks.
+#[derive(Default)]
 struct Left(Cell<u32>);
 
 impl Left {
@@ -129,61 +133,64 @@ impl Left {
 
 // ---- ping-pong: a task an end ----
 
-/// Receives a message, which a stream may hand over in pieces.
-async fn receive_message(
-    stream: &mut impl Stream,
-    mut room: Vec<u8>,
-    message: &mut [u8],
-) -> Vec<u8> {
-    let mut have = 0;
-    loop {
-        let (got, buffer) = stream.receive(room).await;
-        let got = got.expect("receive");
-        assert_ne!(got, 0, "end of stream");
-        message[have..have + got].copy_from_slice(&buffer[..got]);
-        have += got;
-        room = buffer;
-        if have == MESSAGE {
-            return room;
-        }
-    }
-}
-
-/// The server's task. It never ends.
-async fn echo(mut stream: impl Stream) {
-    let (mut room, mut reply) = (vec![0; ROOM], vec![0; MESSAGE]);
-    loop {
-        room = receive_message(&mut stream, room, &mut reply).await;
-        let (sent, back) = stream.send_all(reply).await;
-        sent.expect("send");
-        reply = back;
-    }
-}
-
-/// The client's end, handed from run to run.
-struct Client<S> {
+/// An end of a connection. A client's is handed from run to run.
+struct End<S> {
     stream: S,
-    sent: Vec<u8>,
-    room: Vec<u8>,
-    received: Vec<u8>,
+    is_server: bool,
+    /// What is sent, and then received from the other end.
+    out: Vec<u8>,
+    message: [u8; MESSAGE],
+    /// A stream may hand a message over in pieces.
+    have: usize,
 }
 
-impl<S: Stream> Client<S> {
-    fn new(stream: S, number: usize) -> Self {
-        let sent: Vec<u8> = (0..MESSAGE).map(|at| (at * 7 + number) as u8).collect();
-        Self { stream, received: sent.clone(), sent, room: vec![0; ROOM] }
+impl<S: Stream> End<S> {
+    fn new(stream: S, number: usize, is_server: bool) -> Self {
+        let message = std::array::from_fn(|at| (at * 7 + number) as u8);
+        Self { stream, is_server, out: message.into(), message, have: 0 }
     }
 
-    async fn ask(mut self, left: Rc<Left>, done: Rc<RefCell<Vec<Self>>>) {
-        while let Some(number) = left.take() {
-            // So that the check at the end can't be met by an earlier message.
-            self.sent[0] = number as u8;
-            let sent;
-            (sent, self.sent) = self.stream.send_all(self.sent).await;
-            sent.expect("send");
-            self.room = receive_message(&mut self.stream, self.room, &mut self.received).await;
+    /// The next message of a client, if one is left to send.
+    fn next(&mut self, left: &Left) -> bool {
+        let Some(number) = left.take() else { return false };
+        // So that the check at the end can't be met by an earlier message.
+        self.out[0] = number as u8;
+        true
+    }
+
+    /// What came. Whether all of the message has.
+    fn received(&mut self, got: &[u8]) -> bool {
+        assert!(!got.is_empty(), "end of stream");
+        if let Ok(message) = <[u8; MESSAGE]>::try_from(got) {
+            assert_eq!(self.have, 0, "more than was sent");
+            self.message = message;
+            return true;
         }
-        done.borrow_mut().push(self);
+        self.message[self.have..self.have + got.len()].copy_from_slice(got);
+        self.have = (self.have + got.len()) % MESSAGE;
+        self.have == 0
+    }
+
+    /// A client asks until nothing is left to ask, a server answers for ever.
+    async fn run(mut self, left: Rc<Left>, done: Rc<RefCell<Vec<Self>>>) {
+        let mut room = vec![0; ROOM];
+        let mut sends = !self.is_server;
+        loop {
+            if sends {
+                if self.is_server {
+                    self.out.copy_from_slice(&self.message);
+                } else if !self.next(&left) {
+                    return done.borrow_mut().push(self);
+                }
+                let (sent, out) = self.stream.send(std::mem::take(&mut self.out)).await;
+                // It always fits: each connection has one.
+                assert_eq!(sent.expect("send"), MESSAGE, "a message was cut");
+                self.out = out;
+            }
+            let got;
+            (got, room) = self.stream.receive(room).await;
+            sends = self.received(&room[..got.expect("receive")]);
+        }
     }
 }
 
@@ -191,18 +198,20 @@ async fn pingpong<R: Runtime, S: Stream>(pairs: Vec<(S, S)>, count: u32) -> Meas
     let mut servers = Vec::new();
     let clients = Rc::new(RefCell::new(Vec::new()));
     for (number, (client, server)) in pairs.into_iter().enumerate() {
-        servers.push(R::spawn(echo(server)));
-        clients.borrow_mut().push(Client::new(client, number));
+        let server = End::new(server, number, true);
+        // Of these there is nothing to ask, and they never end.
+        servers.push(R::spawn(server.run(Rc::default(), Rc::default())));
+        clients.borrow_mut().push(End::new(client, number, false));
     }
     let measured = measure(count, async |count| {
         let left = Rc::new(Left(Cell::new(count)));
-        let waiting: Vec<Client<S>> = clients.take();
-        let ask = |client: Client<S>| R::spawn(client.ask(Rc::clone(&left), Rc::clone(&clients)));
+        let waiting: Vec<End<S>> = clients.take();
+        let ask = |client: End<S>| R::spawn(client.run(Rc::clone(&left), Rc::clone(&clients)));
         all(waiting.into_iter().map(ask).collect()).await;
     })
     .await;
     for client in clients.borrow().iter() {
-        assert_eq!(client.sent, client.received, "echo differs");
+        assert!(client.out == client.message, "echo differs");
     }
     measured
 }
