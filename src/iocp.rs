@@ -1240,6 +1240,11 @@ pub(crate) fn begin_call<H, R: Request>(
     caller: &'static Location<'static>,
 ) -> Begun<R> {
     #[cfg(unix)]
+    let request = match collect(registered, request, caller) {
+        Ok(begun) => return begun,
+        Err(request) => request,
+    };
+    #[cfg(unix)]
     let request = match attempt(registered.registration(), request) {
         Ok(output) => return Begun::Over(output),
         Err(request) => request,
@@ -1250,6 +1255,23 @@ pub(crate) fn begin_call<H, R: Request>(
     } else {
         launch_late(registered, request, caller)
     }
+}
+
+/// Has a send begin with those of others, where that is of use. Else nothing has happened.
+#[cfg(unix)]
+#[inline(always)]
+fn collect<H, R: Request>(
+    registered: &Registered<H>,
+    request: R,
+    caller: &'static Location<'static>,
+) -> Result<Begun<R>, R> {
+    let Registration { queue, source: Some(source), .. } = registered.registration() else {
+        return Err(request);
+    };
+    if R::WRITES && queue.collects() && source.borrow().may_be_collected() {
+        return Ok(launch(registered, source, request, caller, true));
+    }
+    Err(request)
 }
 
 /// Makes the call at once, where that takes no waiting. Else nothing has happened.
@@ -1289,13 +1311,13 @@ fn launch_call<H, R: Request>(
 ) -> Begun<R> {
     #[cfg(unix)]
     if let Some(source) = &registered.registration().source {
-        return launch(registered, source, request, caller);
+        return launch(registered, source, request, caller, false);
     }
     let queue = &registered.registration().queue;
     submit_call(queue, registered.as_any_handle(), request, caller)
 }
 
-/// Starts it on a kernel of Unix.
+/// Starts it on a kernel of Unix; one that `is_collected` with others of its kind, if nothing speaks against it.
 #[cfg(unix)]
 #[inline(always)]
 fn launch<H, R: Request>(
@@ -1303,6 +1325,7 @@ fn launch<H, R: Request>(
     source: &SharedSource,
     request: R,
     caller: &'static Location<'static>,
+    is_collected: bool,
 ) -> Begun<R> {
     let Registration { queue, entry, raw, .. } = registered.registration();
     let ticket = match Ticket::for_launch(queue, request) {
@@ -1316,6 +1339,11 @@ fn launch<H, R: Request>(
     slot.mark(caller, queue.clock());
     let call = call_of(queue, source, &ticket);
     if !queue.is_closed() {
+        // SAFETY: as below.
+        if is_collected && unsafe { queue.kernel.send(source, slot, *entry, *raw, call) } {
+            queue.count(slot, true);
+            return Begun::Waits(ticket);
+        }
         // SAFETY: the request stays where it is until the operation's end, and what the call points to is its
         // own (a promise of Request).
         if let Some(waits) = unsafe { queue.kernel.launch(source, slot, *entry, *raw, call) } {

@@ -373,6 +373,39 @@ impl Kernel {
         }
     }
 
+    /// Whether a send is best handed over with others, `ready` of which may be about to begin.
+    #[cfg(unix)]
+    #[inline(always)]
+    pub(crate) fn collects(&self, ready: usize) -> bool {
+        match *self {
+            #[cfg(target_os = "linux")]
+            Self::Uring(ref ring) => ring.collects(ready),
+            _ => false,
+        }
+    }
+
+    /// Has the send in `slot` handed over with others, if nothing speaks against it. Else nothing has happened.
+    ///
+    /// # Safety
+    /// What `call` points to stays valid, and nobody else's, until the operation's end.
+    #[cfg(unix)]
+    #[inline(always)]
+    pub(crate) unsafe fn send(
+        &self,
+        source: &SharedSource,
+        slot: SlotRef,
+        entry: EntryId,
+        handle: RawHandle,
+        call: Call,
+    ) -> bool {
+        match *self {
+            #[cfg(target_os = "linux")]
+            // SAFETY: passed on.
+            Self::Uring(ref ring) => unsafe { ring.send(source, slot, entry, handle, call) },
+            _ => false,
+        }
+    }
+
     /// The handle may have been told to be ready while nobody waited: whoever waits next has not tried.
     #[cfg(unix)]
     #[cold]

@@ -183,6 +183,13 @@ impl Inner {
         self.looks.get()
     }
 
+    /// Whether a send is best handed over with those of others that are ready.
+    #[cfg(unix)]
+    #[inline(always)]
+    pub(crate) fn collects(&self) -> bool {
+        self.kernel.collects(self.ready.borrow().len())
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.get()
     }

@@ -130,6 +130,16 @@ impl Call {
         matches!(self, Self::Write { .. } | Self::Send { .. } | Self::WriteVectored { .. })
     }
 
+    /// Whether it sends from one buffer, and `count` is less than there is.
+    #[cfg(target_os = "linux")]
+    #[inline(always)]
+    pub(crate) fn is_short_send(self, count: u32) -> bool {
+        match self {
+            Self::Send { length, .. } | Self::Write { length, .. } => (count as usize) < length,
+            _ => false,
+        }
+    }
+
     /// Whether it writes where the last call ended.
     #[cfg(target_os = "linux")]
     pub(crate) fn writes_on(self) -> bool {

@@ -19,7 +19,7 @@ use super::{BindError, Binding, Mark, Sink, tell};
 use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::op;
 use crate::op::Events;
-use crate::operation::{Ending, SlotRef};
+use crate::operation::{Ending, SlotRef, State};
 use std::cell::{Cell, RefCell};
 use std::os::fd::{OwnedFd, RawFd};
 use std::rc::Rc;
@@ -163,6 +163,9 @@ pub(crate) struct Source {
     pub(crate) hung_up: bool,
     input: Lane,
     output: Lane,
+    /// The first of those that wait to send is a submission of the ring's.
+    #[cfg(target_os = "linux")]
+    submitted: bool,
     /// Those that wait to be told that it is ready, and make no call.
     onlookers: Lane,
 }
@@ -194,7 +197,7 @@ impl Source {
         if !self.input.is_empty() {
             needed |= IN;
         }
-        if !self.output.is_empty() {
+        if !self.output.is_empty() && !self.is_submitted() {
             needed |= OUT;
         }
         if !self.onlookers.is_empty() {
@@ -212,7 +215,22 @@ impl Source {
     /// Whether nothing waits but for what may come.
     #[inline]
     fn only_input_waits(&self) -> bool {
-        self.output.is_empty() && self.onlookers.is_empty()
+        (self.output.is_empty() || self.is_submitted()) && self.onlookers.is_empty()
+    }
+
+    /// Whether what waits to send waits for a submission of the ring's to end, and for no edge.
+    #[inline]
+    fn is_submitted(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        return self.submitted;
+        #[cfg(not(target_os = "linux"))]
+        false
+    }
+
+    /// Whether this operation is that submission.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn has_submitted(&self, slot: SlotRef) -> bool {
+        self.submitted && self.output.first() == Some(slot)
     }
 
     fn is_idle(&self) -> bool {
@@ -303,6 +321,9 @@ impl Source {
     /// Tries what waits in a direction, in order, until something would block. What has ended is told of.
     #[inline(never)]
     fn retry(&mut self, direction: Direction, sink: &mut impl Sink) {
+        if direction == Direction::Out && self.is_submitted() {
+            return;
+        }
         while let Some(slot) = self.lane_of(direction).first() {
             // SAFETY: the operation's memory is the kernel's, which is us, until its end.
             let tried = unsafe { self.attempt_any(slot.call()) };
@@ -412,6 +433,51 @@ impl Source {
         }
     }
 
+    /// Whether a send may wait for others to be begun with it: nothing is before it, and there is room as far as
+    /// is known.
+    #[inline(always)]
+    pub(crate) fn may_be_collected(&self) -> bool {
+        self.medium == Medium::Socket && self.output.is_empty() && !self.full
+    }
+
+    /// See [`Sources::submission_ended`].
+    #[cfg(target_os = "linux")]
+    #[inline(always)]
+    fn submission_ended(
+        &mut self,
+        slot: SlotRef,
+        result: i32,
+        watch: impl FnOnce(&Self, u8) -> Result<(), unix::Errno>,
+        sink: &mut impl Sink,
+    ) {
+        debug_assert!(self.has_submitted(slot));
+        self.submitted = false;
+        match u32::try_from(result) {
+            Ok(count) => {
+                self.full = slot.call().is_short_send(count) && self.is_stream();
+                self.output.pop();
+                tell(sink, slot, ending(Ok(count)));
+            }
+            Err(_) => self.submission_failed(slot, -result, sink),
+        }
+        if !self.output.is_empty() {
+            self.retry(Direction::Out, sink);
+            self.watch_for_more(watch);
+        }
+    }
+
+    /// It ends with the error, or waits for room, if anybody still wants it.
+    #[cold]
+    fn submission_failed(&mut self, slot: SlotRef, errno: unix::Errno, sink: &mut impl Sink) {
+        let errno = match self.failed(slot.call(), errno) {
+            Tried::Failed(errno) => errno,
+            _ if slot.state() == State::InFlight && !self.is_retired() => return,
+            _ => libc::ECANCELED,
+        };
+        self.output.pop();
+        tell(sink, slot, ending(Err(errno)));
+    }
+
     /// See [`Sources::became_ready`].
     fn became_ready(
         &mut self,
@@ -437,6 +503,11 @@ impl Source {
         if !self.onlookers.is_empty() {
             self.show(if ENDS_ARE_TOLD { events } else { self.with_its_end(events) }, sink);
         }
+        self.watch_for_more(watch);
+    }
+
+    /// Has all watched that something waits for.
+    fn watch_for_more(&mut self, watch: impl FnOnce(&Self, u8) -> Result<(), unix::Errno>) {
         let needed = self.unwatched();
         if needed != 0 && watch(self, needed).is_ok() {
             self.watched |= needed;
@@ -516,6 +587,8 @@ impl Sources {
             hung_up: false,
             input: Lane::default(),
             output: Lane::default(),
+            #[cfg(target_os = "linux")]
+            submitted: false,
             onlookers: Lane::default(),
         };
         let mut list = self.list.borrow_mut();
@@ -603,7 +676,50 @@ impl Sources {
         if source.expects_nothing_of(call) {
             self.doubtful.set(true);
         }
-        Some(bit(direction) & !source.watched)
+        // Behind a submission it waits for that one's end.
+        let is_behind = direction == Direction::Out && source.is_submitted();
+        Some(if is_behind { 0 } else { bit(direction) & !source.watched })
+    }
+
+    /// Has a socket's send be a submission of the ring's, if it may be one: its descriptor then. Else nothing has
+    /// happened.
+    ///
+    /// As what is launched, it is in its source's lane only.
+    #[cfg(target_os = "linux")]
+    #[inline(always)]
+    pub(crate) fn submit(
+        &self,
+        source: &SharedSource,
+        slot: SlotRef,
+        entry: EntryId,
+        handle: RawHandle,
+        call: Call,
+    ) -> Option<RawFd> {
+        let mut source = source.borrow_mut();
+        if source.is_retired() || !source.may_be_collected() {
+            return None;
+        }
+        slot.launch(entry, handle);
+        slot.set_call(call);
+        source.output.push(slot);
+        source.submitted = true;
+        Some(source.fd)
+    }
+
+    /// The submission has ended that was the first of those that wait to send. What could not be done without
+    /// blocking waits for room as all else does.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn submission_ended(
+        &self,
+        slot: SlotRef,
+        result: i32,
+        watch: impl FnOnce(&Source, u8) -> Result<(), unix::Errno>,
+        sink: &mut impl Sink,
+    ) {
+        let list = self.list.borrow();
+        let source =
+            list[entry_of(slot).index()].as_ref().expect("an operation's handle was bound");
+        source.borrow_mut().submission_ended(slot, result, watch, sink);
     }
 
     /// Has the source of what was launched watched for more. Where that fails the operation waits no more.

@@ -35,7 +35,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, cqueue, opcode, types};
 
 use super::call::{Call, Direction};
-use super::source::{DOUBT_MS, IN, Medium, OUT, Source, Sources, entry_of};
+use super::source::{DOUBT_MS, IN, Medium, OUT, SharedSource, Source, Sources, entry_of};
 use super::unix::{self, Bell, Errno, cut, ending};
 use super::{BindError, Binding, Identity, Mark, Sink, tell};
 use crate::handle::{EntryId, HandleKind, RawHandle};
@@ -59,7 +59,12 @@ const POLLS: u64 = 1;
 /// The lowest bits of a source's polls; the others are its key.
 const SOURCE_IN: u64 = 3;
 const SOURCE_OUT: u64 = 7;
+/// Added to a slot's address: a send.
+const SENDS: u64 = 5;
 const TAG: u64 = 7;
+
+/// How many others have to be ready, or sends be begun, for a send to be handed over with theirs.
+const CROWD: usize = 4;
 
 /// `IORING_ENTER_*`, see io_uring_enter(2).
 const GET_EVENTS: u32 = 1;
@@ -81,6 +86,8 @@ pub(crate) struct Uring {
     doubts_are_timed: Cell<bool>,
     /// A poll may bring more than one completion (Linux 5.13).
     has_multishot: Cell<bool>,
+    /// Sends that were not handed over yet.
+    sends: Cell<usize>,
     /// Linux 6.0 or newer.
     is_recent: bool,
     sources: Sources,
@@ -121,6 +128,7 @@ impl Uring {
             bell_rings: Cell::new(false),
             doubts_are_timed: Cell::new(false),
             has_multishot: Cell::new(true),
+            sends: Cell::new(0),
             is_recent,
             sources: Sources::default(),
             closings: RefCell::default(),
@@ -202,6 +210,34 @@ impl Uring {
             self.push_call(slot);
         }
         Outcome::PENDING
+    }
+
+    /// Whether a send is best handed over with others, `ready` of which may be about to begin.
+    #[inline(always)]
+    pub(crate) fn collects(&self, ready: usize) -> bool {
+        self.is_recent && (cfg!(ioqueue_collect) || ready + self.sends.get() >= CROWD)
+    }
+
+    /// Makes the send of a socket a submission, if nothing speaks against it.
+    ///
+    /// # Safety
+    /// What `call` points to stays valid, and nobody else's, until the operation's end.
+    #[inline(always)]
+    pub(crate) unsafe fn send(
+        &self,
+        source: &SharedSource,
+        slot: SlotRef,
+        entry: EntryId,
+        handle: RawHandle,
+        call: Call,
+    ) -> bool {
+        let (Call::Send { at, length } | Call::Write { at, length }) = call else { return false };
+        let Some(fd) = self.sources.submit(source, slot, entry, handle, call) else { return false };
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let entry = opcode::Send::new(types::Fd(fd), at, cut(length)).flags(flags).build();
+        self.push(entry.user_data(slot.address() as u64 | SENDS));
+        self.sends.set(self.sends.get() + 1);
+        true
     }
 
     /// Has the ring tell of each edge of a source that brings something, or of the next that makes room.
@@ -385,6 +421,7 @@ impl Uring {
             }
             None => (0, 8, 0), // No signal mask; the size is that of one.
         };
+        self.sends.set(0);
         // SAFETY: the ring is ours; the arguments live through the call. What the submissions point to
         // was promised when they were pushed.
         let answer = unsafe {
@@ -408,12 +445,16 @@ impl Uring {
             return false;
         }
         let call = slot.call();
-        let is_kernels = self.sources.with(entry_of(slot), |source| {
+        let (is_submitted, is_kernels) = self.sources.with(entry_of(slot), |source| {
             // What waits for the edge has not been seen by the kernel, nor what waits for its turn.
             let waits_here = source.medium == Medium::Socket && call.waits_for_the_edge();
             let is_first = source.lane(call).first() == Some(slot);
-            !waits_here && (is_first || !call.is_sequential())
+            let is_kernels = !waits_here && (is_first || !call.is_sequential());
+            (source.has_submitted(slot), is_kernels)
         });
+        if is_submitted {
+            return true; // It ends by itself with the next look, as it does not block.
+        }
         if !is_kernels {
             return self.sources.cancel(slot);
         }
@@ -448,6 +489,12 @@ impl Uring {
                 _ if user_data == DOUBTS => {
                     self.doubts_are_timed.set(false);
                     self.sources.resolve_doubts(count == 1, sink);
+                }
+                SENDS => {
+                    // SAFETY: as below.
+                    let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
+                    let watch = |source: &Source, more| self.watch(source, more);
+                    self.sources.submission_ended(slot, result, watch, sink);
                 }
                 _ if user_data == NOBODY => {}
                 tag => {

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: the tests on this system (on Linux the readiness kernel's again, with the poller of other
-//! systems), then for Windows under Wine.
+//! `cargo xtask test`: the tests on this system (on Linux the portable ones again, with the poller of other
+//! systems, and with all sends handed to the ring), then for Windows under Wine.
 
 use std::io::{BufRead, BufReader, PipeReader};
 use std::process::{Command, ExitCode};
@@ -32,9 +32,9 @@ pub fn test(arguments: &[String]) -> Result<ExitCode> {
     if native {
         suites.push(Suite::run("native", native_tests()?, &filters)?);
         if cfg!(target_os = "linux") {
-            let filters = if filters.is_empty() { &["readiness"] } else { &filters[..] };
-            for (name, flags) in POLLERS {
-                suites.push(Suite::run(name, tests_through_polling(flags)?, filters)?);
+            for Variant { name, kernel, flags, folder } in VARIANTS {
+                let filters = if filters.is_empty() { &[kernel] } else { &filters[..] };
+                suites.push(Suite::run(name, portable_tests(flags, folder)?, filters)?);
             }
         }
     }
@@ -56,17 +56,40 @@ fn native_tests() -> Result<Command> {
     Ok(cargo)
 }
 
-/// How the readiness of other systems is tried here: with the poller that they have.
-const POLLERS: [(&str, &str); 2] = [
-    ("readiness, through the crate polling", "--cfg ioqueue_polling"),
-    (
-        "readiness, through polling, one event at a time",
-        "--cfg ioqueue_polling --cfg ioqueue_polling=\"oneshot\"",
-    ),
+/// The portable tests of a kernel, in which the library is told to go another way.
+struct Variant {
+    name: &'static str,
+    kernel: &'static str,
+    flags: &'static str,
+    /// Within the target folder.
+    folder: &'static str,
+}
+
+const VARIANTS: [Variant; 3] = [
+    // How the readiness of other systems is tried here: with the poller that they have.
+    Variant {
+        name: "readiness, through the crate polling",
+        kernel: "readiness",
+        flags: "--cfg ioqueue_polling",
+        folder: "polling",
+    },
+    Variant {
+        name: "readiness, through polling, one event at a time",
+        kernel: "readiness",
+        flags: "--cfg ioqueue_polling --cfg ioqueue_polling=\"oneshot\"",
+        folder: "polling",
+    },
+    // What a busy queue does with some of its sends.
+    Variant {
+        name: "io_uring, every send a submission",
+        kernel: "uring",
+        flags: "--cfg ioqueue_collect",
+        folder: "collect",
+    },
 ];
 
-/// The portable tests with such a poller, in a target folder of its own.
-fn tests_through_polling(flags: &str) -> Result<Command> {
+/// The portable tests so, in a target folder of their own.
+fn portable_tests(flags: &str, folder: &str) -> Result<Command> {
     let mut cargo = shell::native_cargo();
     runner::install(cargo.arg("test"), "cfg(all())", runner::NATIVELY, Some(LIMIT))?;
     let flags = match std::env::var("RUSTFLAGS") {
@@ -74,7 +97,7 @@ fn tests_through_polling(flags: &str) -> Result<Command> {
         Err(_) => flags.to_string(),
     };
     cargo.args(["--package", "ioqueue", "--lib", "--test", "portable*"]);
-    cargo.env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", shell::target_dir().join("polling"));
+    cargo.env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", shell::target_dir().join(folder));
     Ok(cargo)
 }
 
