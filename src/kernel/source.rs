@@ -163,6 +163,8 @@ pub(crate) struct Source {
     pub(crate) hung_up: bool,
     input: Lane,
     output: Lane,
+    /// Something was received since the last send.
+    owes: bool,
     /// The first of those that wait to send is a submission of the ring's.
     #[cfg(target_os = "linux")]
     submitted: bool,
@@ -276,11 +278,13 @@ impl Source {
                             && count > 0
                             && self.medium == Medium::Socket
                             && self.is_stream();
+                        self.owes = true;
                     }
                     if let Call::Send { length, .. } | Call::Write { length, .. } = call {
                         self.full = (count as usize) < length
                             && self.medium == Medium::Socket
                             && self.is_stream();
+                        self.owes = false;
                     }
                     return Ok(count);
                 }
@@ -412,6 +416,7 @@ impl Source {
             match received {
                 Ok(count) => {
                     self.drained = (count as usize) < length && count > 0 && self.is_stream();
+                    self.owes = true;
                     self.input.pop();
                     tell(sink, slot, ending(Ok(count)));
                 }
@@ -433,11 +438,14 @@ impl Source {
         }
     }
 
-    /// Whether a send may wait for others to be begun with it: nothing is before it, and there is room as far as
-    /// is known.
+    /// Whether a send may wait for others to be begun with it: it answers something, nothing is before it, and
+    /// there is room as far as is known. Who sends on and on would be held up.
     #[inline(always)]
     pub(crate) fn may_be_collected(&self) -> bool {
-        self.medium == Medium::Socket && self.output.is_empty() && !self.full
+        (self.owes || cfg!(ioqueue_collect))
+            && self.medium == Medium::Socket
+            && self.output.is_empty()
+            && !self.full
     }
 
     /// See [`Sources::submission_ended`].
@@ -587,6 +595,7 @@ impl Sources {
             hung_up: false,
             input: Lane::default(),
             output: Lane::default(),
+            owes: false,
             #[cfg(target_os = "linux")]
             submitted: false,
             onlookers: Lane::default(),
@@ -702,6 +711,7 @@ impl Sources {
         slot.launch(entry, handle);
         slot.set_call(call);
         source.output.push(slot);
+        source.owes = false;
         source.submitted = true;
         Some(source.fd)
     }

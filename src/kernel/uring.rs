@@ -64,7 +64,7 @@ const SENDS: u64 = 5;
 const TAG: u64 = 7;
 
 /// How many others have to be ready, or sends be begun, for a send to be handed over with theirs.
-const CROWD: usize = 4;
+const CROWD: usize = 2;
 
 /// `IORING_ENTER_*`, see io_uring_enter(2).
 const GET_EVENTS: u32 = 1;
