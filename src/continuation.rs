@@ -144,18 +144,27 @@ impl ReadyList {
         }
     }
 
-    #[inline]
     pub(crate) fn pop(&mut self) -> Option<Parked> {
+        match self.pop_name()? {
+            TaskId::OTHER => self.pop_other().map(Parked::Other),
+            task => Some(Parked::Task(task)),
+        }
+    }
+
+    /// The name of what is first. For [`TaskId::OTHER`] there is [`pop_other`](Self::pop_other).
+    #[inline(always)]
+    pub(crate) fn pop_name(&mut self) -> Option<TaskId> {
         let first = *self.order.get(self.taken)?;
         self.taken += 1;
         if self.taken == self.order.len() {
             self.order.clear();
             self.taken = 0;
         }
-        match first {
-            TaskId::OTHER => self.others.pop_front().map(Parked::Other),
-            task => Some(Parked::Task(task)),
-        }
+        Some(first)
+    }
+
+    pub(crate) fn pop_other(&mut self) -> Option<Continuation> {
+        self.others.pop_front()
     }
 
     #[inline]

@@ -11,9 +11,12 @@
 //! The module knows Windows' types everywhere and Windows' calls nowhere, so it compiles, and can be
 //! tested, on every system.
 
+#[cfg(unix)]
+use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::panic::Location;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -34,7 +37,7 @@ use crate::handle::{
 use crate::kernel::call::Call;
 use crate::kernel::call::Refusal;
 #[cfg(unix)]
-use crate::kernel::{source::SharedSource, unix};
+use crate::kernel::{source::Source, unix};
 use crate::misuse::Misuse;
 use crate::op::{Close, Request};
 use crate::operation::{ENDED_AT_ONCE, Ending, OutOfMemory, SlotRef, State, Ticket};
@@ -1215,18 +1218,38 @@ where
     }
 }
 
-/// A portable operation that was started.
+/// A portable operation that was started. What is in it is dropped by hand (`op::Operation`), which costs nothing
+/// where it was taken.
 pub(crate) enum Begun<R: Request> {
-    /// It took no waiting, or was refused.
-    Over(R::Output),
-    Waits(Ticket<R>),
+    /// It took no waiting, or was refused. None when that was taken.
+    Over(ManuallyDrop<Option<R::Output>>),
+    /// So it is, but the other tasks come first.
+    Yields(ManuallyDrop<R::Output>),
+    Waits(ManuallyDrop<Ticket<R>>),
+    /// Nothing is left of one that had to wait.
+    Taken,
 }
 
 impl<R: Request> Begun<R> {
-    fn from_wait(wait: Wait<R>) -> Self {
+    /// One that is over. What ends at once must not starve the queue's other tasks (pitfall 12).
+    #[inline(always)]
+    fn over(output: R::Output, queue: &Inner) -> Self {
+        if queue.spend() {
+            Self::Over(ManuallyDrop::new(Some(output)))
+        } else {
+            Self::Yields(ManuallyDrop::new(output))
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn waits(ticket: Ticket<R>) -> Self {
+        Self::Waits(ManuallyDrop::new(ticket))
+    }
+
+    fn from_wait(wait: Wait<R>, queue: &Inner) -> Self {
         match wait.0 {
-            Phase::Over(completion, _) => Self::Over(finish(completion)),
-            Phase::InFlight(ticket) => Self::Waits(ticket),
+            Phase::Over(completion, _) => Self::over(finish(completion), queue),
+            Phase::InFlight(ticket) => Self::waits(ticket),
             Phase::Taken => unreachable!("nobody has polled it"),
         }
     }
@@ -1240,89 +1263,59 @@ pub(crate) fn begin_call<H, R: Request>(
     caller: &'static Location<'static>,
 ) -> Begun<R> {
     #[cfg(unix)]
-    let request = match collect(registered, request, caller) {
-        Ok(begun) => return begun,
-        Err(request) => request,
-    };
-    #[cfg(unix)]
-    let request = match attempt(registered.registration(), request) {
-        Ok(output) => return Begun::Over(output),
-        Err(request) => request,
-    };
-    // What is received is waited for as a rule, what is sent is not.
-    if R::READS {
-        launch_call(registered, request, caller)
-    } else {
-        launch_late(registered, request, caller)
-    }
-}
-
-/// Has a send begin with those of others, where that is of use. Else nothing has happened.
-#[cfg(unix)]
-#[inline(always)]
-fn collect<H, R: Request>(
-    registered: &Registered<H>,
-    request: R,
-    caller: &'static Location<'static>,
-) -> Result<Begun<R>, R> {
-    let Registration { queue, source: Some(source), .. } = registered.registration() else {
-        return Err(request);
-    };
-    if R::WRITES && queue.collects() && source.borrow().may_be_collected() {
-        return Ok(launch(registered, source, request, caller, true));
-    }
-    Err(request)
-}
-
-/// Makes the call at once, where that takes no waiting. Else nothing has happened.
-#[cfg(unix)]
-#[inline(always)]
-fn attempt<R: Request>(registration: &Registration, mut request: R) -> Result<R::Output, R> {
-    let Registration { queue, source: Some(source), .. } = registration else {
-        return Err(request);
-    };
-    if queue.is_closed() {
-        return Err(request);
-    }
-    // SAFETY: what the call points to is the request's (a promise of Request), which stays where it is until
-    // the call has been made.
-    match unsafe { queue.kernel.attempt(source, request.call()) } {
-        Some(ending) => Ok(request.finish(ending.result())),
-        None => Err(request),
-    }
-}
-
-/// As `launch_call`, apart.
-#[inline(never)]
-fn launch_late<H, R: Request>(
-    registered: &Registered<H>,
-    request: R,
-    caller: &'static Location<'static>,
-) -> Begun<R> {
-    launch_call(registered, request, caller)
-}
-
-/// Starts a portable operation that takes waiting.
-#[inline(always)]
-fn launch_call<H, R: Request>(
-    registered: &Registered<H>,
-    request: R,
-    caller: &'static Location<'static>,
-) -> Begun<R> {
-    #[cfg(unix)]
     if let Some(source) = &registered.registration().source {
-        return launch(registered, source, request, caller, false);
+        return begin_at(registered, source, request, caller);
     }
     let queue = &registered.registration().queue;
     submit_call(queue, registered.as_any_handle(), request, caller)
 }
 
-/// Starts it on a kernel of Unix; one that `is_collected` with others of its kind, if nothing speaks against it.
+/// Starts it on a kernel of Unix.
+#[cfg(unix)]
+#[inline(always)]
+fn begin_at<H, R: Request>(
+    registered: &Registered<H>,
+    source: &RefCell<Source>,
+    mut request: R,
+    caller: &'static Location<'static>,
+) -> Begun<R> {
+    let queue = &registered.registration().queue;
+    if R::WRITES && queue.collects() && source.borrow().may_be_collected() {
+        return launch(registered, source, request, caller, true);
+    }
+    if !queue.is_closed() {
+        // SAFETY: what the call points to is the request's (a promise of Request), which stays where it is
+        // until the call has been made.
+        if let Some(ending) = unsafe { queue.kernel.attempt(source, request.call()) } {
+            return Begun::over(request.finish(ending.result()), queue);
+        }
+    }
+    // What is received is waited for as a rule, what is sent is not.
+    if R::READS {
+        launch(registered, source, request, caller, false)
+    } else {
+        launch_late(registered, source, request, caller)
+    }
+}
+
+/// As `launch`, apart.
+#[cfg(unix)]
+#[inline(never)]
+fn launch_late<H, R: Request>(
+    registered: &Registered<H>,
+    source: &RefCell<Source>,
+    request: R,
+    caller: &'static Location<'static>,
+) -> Begun<R> {
+    launch(registered, source, request, caller, false)
+}
+
+/// Starts what takes waiting; what `is_collected` with others of its kind, if nothing speaks against it.
 #[cfg(unix)]
 #[inline(always)]
 fn launch<H, R: Request>(
     registered: &Registered<H>,
-    source: &SharedSource,
+    source: &RefCell<Source>,
     request: R,
     caller: &'static Location<'static>,
     is_collected: bool,
@@ -1332,7 +1325,7 @@ fn launch<H, R: Request>(
         Ok(ticket) => ticket,
         Err((OutOfMemory, request)) => {
             let no_memory = io::Error::from(io::ErrorKind::OutOfMemory);
-            return Begun::Over(request.finish(Err(no_memory)));
+            return Begun::over(request.finish(Err(no_memory)), queue);
         }
     };
     let slot = ticket.slot();
@@ -1342,7 +1335,7 @@ fn launch<H, R: Request>(
         // SAFETY: as below.
         if is_collected && unsafe { queue.kernel.send(source, slot, *entry, *raw, call) } {
             queue.count(slot, true);
-            return Begun::Waits(ticket);
+            return Begun::waits(ticket);
         }
         // SAFETY: the request stays where it is until the operation's end, and what the call points to is its
         // own (a promise of Request).
@@ -1351,7 +1344,7 @@ fn launch<H, R: Request>(
             if let Err(errno) = waits {
                 queue.launch_failed(slot, unix::ending(Err(errno)));
             }
-            return Begun::Waits(ticket);
+            return Begun::waits(ticket);
         }
     }
     launch_listed(registered, source, ticket, caller)
@@ -1361,7 +1354,7 @@ fn launch<H, R: Request>(
 /// handle. Or poll the queue, which is told then of what came since the call was tried, and once only.
 #[cfg(unix)]
 #[inline(always)]
-fn call_of<R: Request>(queue: &Inner, source: &SharedSource, ticket: &Ticket<R>) -> Call {
+fn call_of<R: Request>(queue: &Inner, source: &RefCell<Source>, ticket: &Ticket<R>) -> Call {
     let looks = queue.looks();
     // SAFETY: the request is in the operation's memory now, and nobody else looks at it.
     let call = unsafe { (*ticket.state_ptr()).call() };
@@ -1376,7 +1369,7 @@ fn call_of<R: Request>(queue: &Inner, source: &SharedSource, ticket: &Ticket<R>)
 #[inline(never)]
 fn launch_listed<H, R: Request>(
     registered: &Registered<H>,
-    source: &SharedSource,
+    source: &RefCell<Source>,
     ticket: Ticket<R>,
     caller: &'static Location<'static>,
 ) -> Begun<R> {
@@ -1402,7 +1395,7 @@ fn launch_listed<H, R: Request>(
             queue.count(slot, false);
         }
     }
-    Begun::Waits(ticket)
+    Begun::waits(ticket)
 }
 
 /// Closes a handle whose registration has ended.
@@ -1419,7 +1412,7 @@ pub(crate) fn begin_close(
     };
     let ticket = match ticket {
         Ok(ticket) => ticket,
-        Err(close) => return Begun::Over(close.now()),
+        Err(close) => return Begun::over(close.now(), queue),
     };
     let slot = ticket.slot();
     // SAFETY: the request is in the operation's memory now, and nobody else looks at it.
@@ -1432,7 +1425,7 @@ pub(crate) fn begin_close(
         slot.finish();
         queue.count(slot, false);
     }
-    Begun::Waits(ticket)
+    Begun::waits(ticket)
 }
 
 /// The output of a portable operation that has ended; the ticket comes back from one that has not.
@@ -1468,7 +1461,7 @@ fn submit_call<R: Request>(
         // SAFETY: as in `launch`.
         move |slot, _| unsafe { queue.kernel.submit(slot, call) }
     };
-    Begun::from_wait(begin_on(queue, handle, offset, request, prepare, caller))
+    Begun::from_wait(begin_on(queue, handle, offset, request, prepare, caller), queue)
 }
 
 /// Waits until any handle is ready, which is registered if it is not.
@@ -1482,7 +1475,7 @@ pub(crate) fn begin_ready<R: Request>(
         if let Err(error) = queue.persist(handle, Persist::default(), false) {
             let status = NtStatus::from_win32(win::ERROR_INVALID_HANDLE);
             let refused = Wait::failed(queue, status, Verdict::Persist(error), request);
-            return Begun::from_wait(refused);
+            return Begun::from_wait(refused, queue);
         }
     }
     submit_call(queue, handle, request, caller)

@@ -14,6 +14,8 @@ pub(crate) mod unix;
 #[cfg(target_os = "linux")]
 pub(crate) mod uring;
 
+#[cfg(unix)]
+use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +27,7 @@ use self::iocp::{CompletionPort, post_wake};
 #[cfg(unix)]
 use self::readiness::Readiness;
 #[cfg(unix)]
-use self::source::{SharedSource, Sources};
+use self::source::{SharedSource, Source, Sources};
 #[cfg(target_os = "linux")]
 use self::uring::Uring;
 use crate::handle::{EntryId, HandleKind, Persist, RawHandle};
@@ -323,7 +325,7 @@ impl Kernel {
     /// What `call` points to is valid while this runs.
     #[cfg(unix)]
     #[inline(always)]
-    pub(crate) unsafe fn attempt(&self, source: &SharedSource, call: Call) -> Option<Ending> {
+    pub(crate) unsafe fn attempt(&self, source: &RefCell<Source>, call: Call) -> Option<Ending> {
         let is_tried = match call {
             Call::Connect { .. } | Call::Sync { .. } => false,
             Call::Accept { .. } | Call::Ready { .. } => matches!(self, Self::Readiness(_)),
@@ -361,13 +363,13 @@ impl Kernel {
     #[inline(always)]
     pub(crate) unsafe fn launch(
         &self,
-        source: &SharedSource,
+        source: &RefCell<Source>,
         slot: SlotRef,
         entry: EntryId,
         handle: RawHandle,
         call: Call,
     ) -> Option<Result<(), unix::Errno>> {
-        match self.sources()?.launch(source, slot, entry, handle, call)? {
+        match source::launch(source, slot, entry, handle, call)? {
             0 => Some(Ok(())),
             more => Some(self.watch_for(slot, more)),
         }
@@ -392,7 +394,7 @@ impl Kernel {
     #[inline(always)]
     pub(crate) unsafe fn send(
         &self,
-        source: &SharedSource,
+        source: &RefCell<Source>,
         slot: SlotRef,
         entry: EntryId,
         handle: RawHandle,
@@ -409,7 +411,7 @@ impl Kernel {
     /// The handle may have been told to be ready while nobody waited: whoever waits next has not tried.
     #[cfg(unix)]
     #[cold]
-    pub(crate) fn doubt(&self, source: &SharedSource) {
+    pub(crate) fn doubt(&self, source: &RefCell<Source>) {
         if let Some(sources) = self.sources() {
             sources.doubt(source);
         }

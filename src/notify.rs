@@ -157,7 +157,12 @@ impl Shared {
         if self.has_remote.load(Ordering::Acquire) {
             self.fetch(owner);
         }
-        if self.len(owner) == 0 { None } else { self.with_local(owner, VecDeque::pop_front) }
+        if self.len(owner) == 0 { None } else { self.pop_local(owner) }
+    }
+
+    #[inline(never)]
+    fn pop_local(&self, owner: &Owner) -> Option<TaskId> {
+        self.with_local(owner, VecDeque::pop_front)
     }
 
     /// Changes the list of those that were woken here.

@@ -172,7 +172,7 @@ impl fmt::Debug for Events {
 impl<H> Registered<H> {
     #[inline(always)]
     fn begin<R: Request>(&self, request: R, caller: &'static Location<'static>) -> Operation<R> {
-        Operation::new(iocp::begin_call(self, request, caller), &self.registration().queue)
+        Operation::new(iocp::begin_call(self, request, caller))
     }
 
     /// Reads on from where the last read ended, or what comes next on a stream: as much as there is,
@@ -486,7 +486,7 @@ impl<H: IntoOwnedHandle> Registered<H> {
         let registration = self.registration();
         let after = registration.queue.left_behind(registration.entry);
         let close = Close(Closing { handle: Some(handle), after });
-        Operation::new(iocp::begin_close(registration, close, caller), &registration.queue)
+        Operation::new(iocp::begin_close(registration, close, caller))
     }
 }
 
@@ -526,8 +526,7 @@ impl Queue {
     pub fn ready(&self, handle: &(impl AsAnyHandle + ?Sized), event: Event) -> Operation<Ready> {
         let caller = Location::caller();
         let request = Ready::new(event);
-        let begun = iocp::begin_ready(self.inner(), handle.as_any_handle(), request, caller);
-        Operation::new(begun, self.inner())
+        Operation::new(iocp::begin_ready(self.inner(), handle.as_any_handle(), request, caller))
     }
 }
 

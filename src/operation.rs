@@ -317,8 +317,11 @@ impl Slot {
     /// What an operation that has ended without an error answered with.
     #[inline]
     pub(crate) fn success(&self) -> Option<u32> {
+        if self.state() != State::Done {
+            return None;
+        }
         let Ending { status, bytes } = self.ending.get();
-        (self.state() == State::Done && status.0 == STATUS_SUCCESS).then_some(bytes)
+        if status.0 == STATUS_SUCCESS { Some(bytes) } else { None }
     }
 
     fn reset_overlapped(&self) {

@@ -170,6 +170,8 @@ pub(crate) struct Source {
     submitted: bool,
     /// Those that wait to be told that it is ready, and make no call.
     onlookers: Lane,
+    /// What all of them share: somebody waits without having tried, or is told by nobody.
+    doubtful: Rc<Cell<bool>>,
 }
 
 impl Source {
@@ -288,7 +290,7 @@ impl Source {
                     }
                     return Ok(count);
                 }
-                Err(errno) => match self.failed(call, errno) {
+                Err(errno) => match self.failed(call.direction(), call.receives(), errno) {
                     Tried::Interrupted => {}
                     tried => return Err(tried),
                 },
@@ -296,16 +298,17 @@ impl Source {
         }
     }
 
+    /// What is known after a call has failed. (Not handed over itself, which would keep it in memory.)
     #[cold]
-    fn failed(&mut self, call: Call, errno: unix::Errno) -> Tried {
+    fn failed(&mut self, direction: Direction, receives: bool, errno: unix::Errno) -> Tried {
         let tried = unix::classify(errno, self.medium);
         match tried {
-            Tried::WouldBlock if self.hears_edges() => self.drained |= call.receives(),
+            Tried::WouldBlock if self.hears_edges() => self.drained |= receives,
             Tried::Unsupported if self.may_change_mode && !self.nonblocking => {
                 self.make_nonblocking();
                 return Tried::Interrupted; // And is tried again.
             }
-            Tried::Unsupported => self.never_direct |= bit(call.direction()),
+            Tried::Unsupported => self.never_direct |= bit(direction),
             _ => {}
         }
         tried
@@ -432,7 +435,7 @@ impl Source {
     /// A receive that was told that something has come has failed.
     #[cold]
     fn did_not_come(&mut self, slot: SlotRef, errno: unix::Errno, sink: &mut impl Sink) {
-        if let Tried::Failed(errno) = self.failed(slot.call(), errno) {
+        if let Tried::Failed(errno) = self.failed(Direction::In, true, errno) {
             self.input.pop();
             tell(sink, slot, ending(Err(errno)));
         }
@@ -477,7 +480,7 @@ impl Source {
     /// It ends with the error, or waits for room, if anybody still wants it.
     #[cold]
     fn submission_failed(&mut self, slot: SlotRef, errno: unix::Errno, sink: &mut impl Sink) {
-        let errno = match self.failed(slot.call(), errno) {
+        let errno = match self.failed(Direction::Out, false, errno) {
             Tried::Failed(errno) => errno,
             _ if slot.state() == State::InFlight && !self.is_retired() => return,
             _ => libc::ECANCELED,
@@ -555,7 +558,7 @@ pub(crate) struct Sources {
     /// Reused, so that it allocates nothing.
     pub(crate) ended: RefCell<Vec<Ended>>,
     /// Somebody waits without having tried, or is told by nobody.
-    doubtful: Cell<bool>,
+    doubtful: Rc<Cell<bool>>,
 }
 
 impl Sources {
@@ -599,6 +602,7 @@ impl Sources {
             #[cfg(target_os = "linux")]
             submitted: false,
             onlookers: Lane::default(),
+            doubtful: Rc::clone(&self.doubtful),
         };
         let mut list = self.list.borrow_mut();
         let index = entry.index();
@@ -661,35 +665,6 @@ impl Sources {
         });
     }
 
-    /// Has a socket's call wait for its edge: for what its source is to be watched from now on. Nothing, and
-    /// then nothing has happened, where it is of another kind, or its registration is not there.
-    ///
-    /// In its registration's list it is only from [`adopt`](Self::adopt) on.
-    #[inline(always)]
-    pub(crate) fn launch(
-        &self,
-        source: &SharedSource,
-        slot: SlotRef,
-        entry: EntryId,
-        handle: RawHandle,
-        call: Call,
-    ) -> Option<u8> {
-        let mut source = source.borrow_mut();
-        if source.is_retired() || source.medium != Medium::Socket || !call.waits_for_the_edge() {
-            return None;
-        }
-        slot.launch(entry, handle);
-        slot.set_call(call);
-        let direction = call.direction();
-        source.lane_of(direction).push(slot);
-        if source.expects_nothing_of(call) {
-            self.doubtful.set(true);
-        }
-        // Behind a submission it waits for that one's end.
-        let is_behind = direction == Direction::Out && source.is_submitted();
-        Some(if is_behind { 0 } else { bit(direction) & !source.watched })
-    }
-
     /// Has a socket's send be a submission of the ring's, if it may be one: its descriptor then. Else nothing has
     /// happened.
     ///
@@ -698,7 +673,7 @@ impl Sources {
     #[inline(always)]
     pub(crate) fn submit(
         &self,
-        source: &SharedSource,
+        source: &RefCell<Source>,
         slot: SlotRef,
         entry: EntryId,
         handle: RawHandle,
@@ -832,7 +807,7 @@ impl Sources {
     }
 
     /// Whoever waits for the source next has not tried.
-    pub(crate) fn doubt(&self, source: &SharedSource) {
+    pub(crate) fn doubt(&self, source: &RefCell<Source>) {
         let mut source = source.borrow_mut();
         // What is watched from now on is told of what is there already.
         if source.hears_edges() {
@@ -902,7 +877,7 @@ impl Sources {
 /// # Safety
 /// What `call` points to is valid while this runs.
 #[inline(always)]
-pub(crate) unsafe fn attempt(source: &SharedSource, call: Call) -> Option<Ending> {
+pub(crate) unsafe fn attempt(source: &RefCell<Source>, call: Call) -> Option<Ending> {
     let mut source = source.borrow_mut();
     if source.is_retired()
         || source.never_direct & bit(call.direction()) != 0
@@ -919,6 +894,34 @@ pub(crate) unsafe fn attempt(source: &SharedSource, call: Call) -> Option<Ending
         Err(Tried::Failed(errno)) => Some(ending(Err(errno))),
         Err(_) => None,
     }
+}
+
+/// Has a socket's call wait for its edge: for what its source is to be watched from now on. Nothing, and then
+/// nothing has happened, where it is of another kind, or its registration is not there.
+///
+/// In its registration's list it is only from [`Sources::adopt`] on.
+#[inline(always)]
+pub(crate) fn launch(
+    source: &RefCell<Source>,
+    slot: SlotRef,
+    entry: EntryId,
+    handle: RawHandle,
+    call: Call,
+) -> Option<u8> {
+    let source = &mut *source.borrow_mut();
+    if source.is_retired() || source.medium != Medium::Socket || !call.waits_for_the_edge() {
+        return None;
+    }
+    slot.launch(entry, handle);
+    slot.set_call(call);
+    let direction = call.direction();
+    source.lane_of(direction).push(slot);
+    if source.expects_nothing_of(call) {
+        source.doubtful.set(true);
+    }
+    // Behind a submission it waits for that one's end.
+    let is_behind = direction == Direction::Out && source.is_submitted();
+    Some(if is_behind { 0 } else { bit(direction) & !source.watched })
 }
 
 pub(crate) fn entry_of(slot: SlotRef) -> EntryId {

@@ -27,6 +27,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +36,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, cqueue, opcode, types};
 
 use super::call::{Call, Direction};
-use super::source::{DOUBT_MS, IN, Medium, OUT, SharedSource, Source, Sources, entry_of};
+use super::source::{DOUBT_MS, IN, Medium, OUT, Source, Sources, entry_of};
 use super::unix::{self, Bell, Errno, cut, ending};
 use super::{BindError, Binding, Identity, Mark, Sink, tell};
 use crate::handle::{EntryId, HandleKind, RawHandle};
@@ -45,6 +46,11 @@ use crate::operation::{SlotRef, State};
 
 /// Submissions between two system calls. More are handed over in between.
 const ENTRIES: u32 = 256;
+
+/// Completions that are taken off the ring at a time.
+const BATCH: usize = 16;
+/// How many of them a look sees to.
+const MOST_SEEN: usize = 4 * ENTRIES as usize;
 
 /// When that is due.
 static DOUBTS_AFTER: types::Timespec = types::Timespec::new().nsec(DOUBT_MS * 1_000_000);
@@ -97,6 +103,9 @@ pub(crate) struct Uring {
     backlog: RefCell<VecDeque<Entry>>,
     /// What was taken off the ring to make room, and not gone through. Older than what is on the ring.
     early: RefCell<VecDeque<Completion>>,
+    /// None of what is rare is there: the bell is watched, no host waits, nothing is in these three lists. Said here,
+    /// as a look asks for each otherwise.
+    is_plain: Cell<bool>,
 }
 
 impl Uring {
@@ -134,6 +143,7 @@ impl Uring {
             closings: RefCell::default(),
             backlog: RefCell::default(),
             early: RefCell::default(),
+            is_plain: Cell::new(false),
             ring: RefCell::new(ring),
         })
     }
@@ -196,6 +206,7 @@ impl Uring {
         if let Call::Close { .. } = call {
             if !self.push_close(slot) {
                 self.closings.borrow_mut().push(slot);
+                self.is_plain.set(false);
             }
             return Outcome::PENDING;
         }
@@ -225,7 +236,7 @@ impl Uring {
     #[inline(always)]
     pub(crate) unsafe fn send(
         &self,
-        source: &SharedSource,
+        source: &RefCell<Source>,
         slot: SlotRef,
         entry: EntryId,
         handle: RawHandle,
@@ -315,6 +326,7 @@ impl Uring {
             }
         }
         self.backlog.borrow_mut().push_back(entry);
+        self.is_plain.set(false);
     }
 
     /// False where the submission queue is full.
@@ -388,20 +400,12 @@ impl Uring {
         }
     }
 
-    /// The oldest completion that was not gone through.
-    #[inline(always)]
-    fn next_completion(&self) -> Option<Completion> {
-        if !self.early.borrow().is_empty() {
-            return self.early.borrow_mut().pop_front();
-        }
-        self.ring.borrow_mut().completion().next().map(facts)
-    }
-
     /// Takes what there is off the ring, for the next look to go through. False where there was nothing.
     fn take_completions(&self) -> bool {
         let mut early = self.early.borrow_mut();
         let before = early.len();
-        early.extend(self.ring.borrow_mut().completion().map(facts));
+        self.is_plain.set(false);
+        early.extend(self.ring.borrow_mut().completion().map(|entry| facts(&entry)));
         early.len() > before
     }
 
@@ -465,58 +469,102 @@ impl Uring {
     }
 
     pub(crate) fn dequeue(&self, timeout_ms: u32, sink: &mut impl Sink) -> io::Result<()> {
-        if !self.bell_rings.get() {
+        if !self.is_plain.get() && !self.bell_rings.get() {
             self.watch_bell();
         }
         if self.sources.has_doubts() && !self.doubts_are_timed.get() {
             self.set_timer();
         }
-        let longest = self.sources.longest(timeout_ms);
-        let answer = self.look(longest);
-        if let Some(host) = self.host.get() {
-            // What was told of until now is in this batch, or seen below to be left.
-            host.empty();
-        }
-        // Those that come while these are looked at are for the next look.
-        let count = self.early.borrow().len() + self.ring.borrow_mut().completion().len();
-        let mut rang = false;
-        for _ in 0..count {
-            let Some((user_data, result, flags)) = self.next_completion() else { break };
-            match user_data & TAG {
-                SOURCE_IN if self.something_came(user_data, result, flags, sink) => {}
-                SOURCE_IN | SOURCE_OUT => self.edge(user_data, result, flags, sink),
-                _ if user_data == BELL => rang |= self.bell_rang(result, flags),
-                _ if user_data == DOUBTS => {
-                    self.doubts_are_timed.set(false);
-                    self.sources.resolve_doubts(count == 1, sink);
-                }
-                SENDS => {
-                    // SAFETY: as below.
-                    let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
-                    let watch = |source: &Source, more| self.watch(source, more);
-                    self.sources.submission_ended(slot, result, watch, sink);
-                }
-                _ if user_data == NOBODY => {}
-                tag => {
-                    // SAFETY: all other user data is a slot's address, with POLLS perhaps. The slot was
-                    // the kernel's until now, so its slab is still there, which is part of the queue that
-                    // this ring is part of.
-                    let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
-                    self.answered(slot, tag == POLLS, result, sink);
-                }
+        let answer = self.look(self.sources.longest(timeout_ms));
+        let mut rang = !self.is_plain.get() && self.go_through_early(sink);
+        let (mut batch, mut seen) = ([const { MaybeUninit::uninit() }; BATCH], 0);
+        // Those that come while these are looked at are for the next look, but for a few.
+        while seen < MOST_SEEN {
+            let taken = self.ring.borrow_mut().completion().fill(&mut batch);
+            for completion in &*taken {
+                let is_alone = seen == 0 && taken.len() == 1;
+                rang |= self.completed(facts(completion), is_alone, sink);
             }
+            if taken.len() < BATCH {
+                break;
+            }
+            seen += BATCH;
         }
         self.sources.drain(sink);
+        if !self.is_plain.get() {
+            self.see_to_the_rare();
+        }
+        if rang {
+            sink.rang();
+        }
+        answer
+    }
+
+    /// What a look does at its end besides, where there is something rare.
+    #[cold]
+    fn see_to_the_rare(&self) {
         if !self.closings.borrow().is_empty() {
             self.close_what_is_free();
         }
         if let Some(host) = self.host.get() {
             self.leave_to(host);
         }
-        if rang {
-            sink.rang();
+        self.is_plain.set(
+            self.bell_rings.get()
+                && self.host.get().is_none()
+                && self.closings.borrow().is_empty()
+                && self.backlog.borrow().is_empty()
+                && self.early.borrow().is_empty(),
+        );
+    }
+
+    /// Sees to a completion. True where it is the bell's.
+    #[inline(always)]
+    fn completed(
+        &self,
+        (user_data, result, flags): Completion,
+        is_alone: bool,
+        sink: &mut impl Sink,
+    ) -> bool {
+        match user_data & TAG {
+            SOURCE_IN if self.something_came(user_data, result, flags, sink) => {}
+            SOURCE_IN | SOURCE_OUT => self.edge(user_data, result, flags, sink),
+            SENDS => {
+                // SAFETY: as below.
+                let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
+                let watch = |source: &Source, more| self.watch(source, more);
+                self.sources.submission_ended(slot, result, watch, sink);
+            }
+            _ if user_data == BELL => return self.bell_rang(result, flags),
+            _ if user_data == DOUBTS => {
+                self.doubts_are_timed.set(false);
+                self.sources.resolve_doubts(is_alone, sink);
+            }
+            _ if user_data == NOBODY => {}
+            tag => {
+                // SAFETY: all other user data is a slot's address, with POLLS perhaps. The slot was
+                // the kernel's until now, so its slab is still there, which is part of the queue that
+                // this ring is part of.
+                let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
+                self.answered(slot, tag == POLLS, result, sink);
+            }
         }
-        answer
+        false
+    }
+
+    /// Sees to what was taken off the ring before. True where the bell rang.
+    #[cold]
+    fn go_through_early(&self, sink: &mut impl Sink) -> bool {
+        if let Some(host) = self.host.get() {
+            // What was told of until now is in this batch, or seen at its end to be left.
+            host.empty();
+        }
+        let (mut rang, count) = (false, self.early.borrow().len());
+        for _ in 0..count {
+            let Some(completion) = self.early.borrow_mut().pop_front() else { break };
+            rang |= self.completed(completion, false, sink);
+        }
+        rang
     }
 
     /// A host waits for the descriptor from now on, until something comes: nothing may be left for the next
@@ -591,13 +639,14 @@ impl Uring {
 
     /// Hands over what there is and waits for a completion, if none is there.
     fn look(&self, timeout_ms: u32) -> io::Result<()> {
-        let is_all = self.backlog.borrow().is_empty() || self.unload_backlog();
+        let is_plain = self.is_plain.get();
+        let is_all = is_plain || self.unload_backlog();
         let mut ring = self.ring.borrow_mut();
         // What is still to be handed over may be what ends first.
         let waits = timeout_ms > 0
             && is_all
             && ring.completion().is_empty()
-            && self.early.borrow().is_empty();
+            && (is_plain || self.early.borrow().is_empty());
         let submissions = ring.submission();
         let count = submissions.len() as u32;
         if count == 0 && !waits {
@@ -646,6 +695,7 @@ impl Uring {
     fn bell_rang(&self, result: i32, flags: u32) -> bool {
         if !cqueue::more(flags) {
             self.bell_rings.set(false);
+            self.is_plain.set(false);
         }
         if result < 0 {
             self.has_multishot.set(false);
@@ -768,6 +818,7 @@ impl AsFd for Uring {
         if self.host.get().is_none() {
             if let Ok(host) = self.make_host() {
                 let _ = self.host.set(host);
+                self.is_plain.set(false);
             }
         }
         if let Some(host) = self.host.get() {
@@ -793,7 +844,7 @@ impl Drop for Uring {
 type Completion = (u64, i32, u32);
 
 #[inline]
-fn facts(entry: cqueue::Entry) -> Completion {
+fn facts(entry: &cqueue::Entry) -> Completion {
     (entry.user_data(), entry.result(), entry.flags())
 }
 

@@ -9,8 +9,6 @@ use std::time::Duration;
 
 use super::Request;
 use crate::iocp::{self, Begun, Cancelled, Wait};
-use crate::operation::Ticket;
-use crate::queue::Inner;
 use crate::time::Elapsed;
 
 /// A portable operation that was started: a future of its result.
@@ -28,16 +26,7 @@ use crate::time::Elapsed;
 /// operation back ([`Undrained`](crate::error::Undrained)).
 #[must_use = "dropping it cancels the operation (but a close), and its result is lost"]
 pub struct Operation<R: Request> {
-    /// Dropped by hand, which costs nothing where it was taken.
-    stage: ManuallyDrop<Stage<R>>,
-}
-
-enum Stage<R: Request> {
-    Over(R::Output),
-    /// Over, but the other tasks come first.
-    Yields(R::Output),
-    Waits(Ticket<R>),
-    Taken,
+    stage: Begun<R>,
 }
 
 // Nothing in it is pinned: the memory that must not move is the queue's.
@@ -45,26 +34,21 @@ impl<R: Request> Unpin for Operation<R> {}
 
 impl<R: Request> Operation<R> {
     #[inline(always)]
-    pub(super) fn new(begun: Begun<R>, queue: &Inner) -> Self {
-        let stage = match begun {
-            // What ends at once must not starve the queue's other tasks (pitfall 12).
-            Begun::Over(output) if queue.spend() => Stage::Over(output),
-            Begun::Over(output) => Stage::Yields(output),
-            Begun::Waits(ticket) => Stage::Waits(ticket),
-        };
-        Self { stage: ManuallyDrop::new(stage) }
+    pub(super) fn new(begun: Begun<R>) -> Self {
+        Self { stage: begun }
     }
 
     #[inline(always)]
-    fn take_stage(&mut self) -> Stage<R> {
-        std::mem::replace(&mut *self.stage, Stage::Taken)
+    fn take_stage(&mut self) -> Begun<R> {
+        std::mem::replace(&mut self.stage, Begun::Taken)
     }
 
     fn into_wait(mut self) -> Result<Wait<R>, R::Output> {
         match self.take_stage() {
-            Stage::Over(output) | Stage::Yields(output) => Err(output),
-            Stage::Waits(ticket) => Ok(Wait::for_ticket(ticket)),
-            Stage::Taken => panic!("{OVER}"),
+            Begun::Over(output) => Err(ManuallyDrop::into_inner(output).expect(OVER)),
+            Begun::Yields(output) => Err(ManuallyDrop::into_inner(output)),
+            Begun::Waits(ticket) => Ok(Wait::for_ticket(ManuallyDrop::into_inner(ticket))),
+            Begun::Taken => panic!("{OVER}"),
         }
     }
 
@@ -93,6 +77,30 @@ impl<R: Request> Operation<R> {
     }
 }
 
+impl<R: Request> Drop for Operation<R> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let is_left = match &self.stage {
+            Begun::Over(output) => output.is_some(),
+            Begun::Yields(_) | Begun::Waits(_) => true,
+            Begun::Taken => false,
+        };
+        if is_left {
+            drop_stage(self.take_stage());
+        }
+    }
+}
+
+#[cold]
+fn drop_stage<R: Request>(stage: Begun<R>) {
+    match stage {
+        Begun::Over(output) => drop(ManuallyDrop::into_inner(output)),
+        Begun::Yields(output) => drop(ManuallyDrop::into_inner(output)),
+        Begun::Waits(ticket) => drop(ManuallyDrop::into_inner(ticket)),
+        Begun::Taken => {}
+    }
+}
+
 const OVER: &str = "an operation was polled after its end";
 
 impl<R: Request> Future for Operation<R> {
@@ -100,21 +108,17 @@ impl<R: Request> Future for Operation<R> {
 
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<R::Output> {
-        match &mut *self.stage {
-            Stage::Waits(ticket) => match ticket.success() {
+        match &mut self.stage {
+            Begun::Waits(ticket) => match ticket.success() {
                 Some(count) => {
                     let request = ticket.take_done();
-                    // Nothing is left to be dropped.
-                    std::mem::forget(self.take_stage());
+                    self.stage = Begun::Taken; // Nothing is left to be dropped.
                     Poll::Ready(request.finish(Ok(count)))
                 }
                 None => self.wait(context),
             },
-            Stage::Over(_) => {
-                let Stage::Over(output) = self.take_stage() else { unreachable!("looked at") };
-                Poll::Ready(output)
-            }
-            Stage::Yields(_) | Stage::Taken => self.yields(context),
+            Begun::Over(output) => Poll::Ready(output.take().expect(OVER)),
+            Begun::Yields(_) | Begun::Taken => self.yields(context),
         }
     }
 }
@@ -122,7 +126,7 @@ impl<R: Request> Future for Operation<R> {
 impl<R: Request> Operation<R> {
     #[inline(always)]
     fn wait(&mut self, context: &Context<'_>) -> Poll<R::Output> {
-        let Stage::Waits(ticket) = &*self.stage else { unreachable!("looked at") };
+        let Begun::Waits(ticket) = &self.stage else { unreachable!("looked at") };
         if !ticket.may_be_over() && !ticket.queue().park(ticket.slot(), context.waker()) {
             return Poll::Pending;
         }
@@ -132,16 +136,17 @@ impl<R: Request> Operation<R> {
     /// It has ended, or its queue, or code ran that may have polled the queue.
     #[cold]
     fn conclude(&mut self) -> Poll<R::Output> {
-        let Stage::Waits(ticket) = self.take_stage() else { unreachable!("looked at") };
+        let Begun::Waits(ticket) = self.take_stage() else { unreachable!("looked at") };
+        let ticket = ManuallyDrop::into_inner(ticket);
         if !ticket.may_be_over() {
-            self.stage = ManuallyDrop::new(Stage::Waits(ticket));
+            self.stage = Begun::waits(ticket);
             return Poll::Pending;
         }
         drop(ticket.slot().take_waiter());
         match iocp::conclude_call(ticket) {
             Ok(output) => Poll::Ready(output),
             Err(ticket) => {
-                self.stage = ManuallyDrop::new(Stage::Waits(ticket));
+                self.stage = Begun::waits(ticket);
                 Poll::Pending
             }
         }
@@ -150,25 +155,11 @@ impl<R: Request> Operation<R> {
     /// Lets the others go first.
     #[cold]
     fn yields(&mut self, context: &Context<'_>) -> Poll<R::Output> {
-        let Stage::Yields(output) = self.take_stage() else { panic!("{OVER}") };
-        self.stage = ManuallyDrop::new(Stage::Over(output));
+        let Begun::Yields(output) = self.take_stage() else { panic!("{OVER}") };
+        self.stage = Begun::Over(ManuallyDrop::new(Some(ManuallyDrop::into_inner(output))));
         context.waker().wake_by_ref();
         Poll::Pending
     }
-}
-
-impl<R: Request> Drop for Operation<R> {
-    #[inline]
-    fn drop(&mut self) {
-        if !matches!(*self.stage, Stage::Taken) {
-            drop_stage(self.take_stage());
-        }
-    }
-}
-
-#[cold]
-fn drop_stage<R: Request>(stage: Stage<R>) {
-    drop(stage);
 }
 
 /// An operation that is to end, or has ended before it was told to.

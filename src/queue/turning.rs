@@ -16,7 +16,7 @@ use crate::continuation::{Continuation, Parked, ReadyList, Runnable};
 use crate::error::Closed;
 use crate::kernel::Sink;
 use crate::kernel::iocp::packet::{Claim, Packet, examine};
-use crate::notify::Blocker;
+use crate::notify::{Blocker, TaskId};
 use crate::operation::{Ending, SlotRef, dispose};
 use crate::time::{Deadline, FOR_EVER_MS};
 
@@ -120,8 +120,14 @@ impl Inner {
     }
 
     /// Whether there are foreign packets that the hook can be told of now.
+    #[inline(always)]
     fn has_foreign(&self) -> bool {
-        if !self.hooked.get() || self.foreign.borrow().is_empty() {
+        self.hooked.get() && self.may_tell_foreign()
+    }
+
+    #[cold]
+    fn may_tell_foreign(&self) -> bool {
+        if self.foreign.borrow().is_empty() {
             return false;
         }
         let hook = self.hook.take();
@@ -153,8 +159,7 @@ impl Inner {
     /// waited for. Runs no user code; `after_turn` does.
     pub(super) fn turn(&self, timeout: Option<Duration>, even_idle: bool) -> io::Result<()> {
         if !self.over.borrow().is_empty() {
-            let mut ready = self.ready.borrow_mut();
-            self.over.borrow_mut().drain(..).for_each(|it| ready.push(it));
+            self.take_what_is_over();
         }
         if self.closed.get() {
             return Ok(());
@@ -178,7 +183,14 @@ impl Inner {
         }
     }
 
-    /// A turn that may end by the clock.
+    #[cold]
+    fn take_what_is_over(&self) {
+        let mut ready = self.ready.borrow_mut();
+        self.over.borrow_mut().drain(..).for_each(|it| ready.push(it));
+    }
+
+    /// A turn that may end by the clock. Apart, as all that follows is what lies together in memory.
+    #[inline(never)]
     fn timed_turn(&self, timeout: Option<Duration>, idle: impl Fn() -> bool) -> io::Result<()> {
         let mut now = self.kernel.now();
         let deadline = Deadline::after(now, timeout);
@@ -230,26 +242,35 @@ impl Inner {
     }
 
     /// What became ready first.
-    #[inline(always)]
     pub(super) fn next_ready(&self) -> Option<Parked> {
         let first = self.ready.borrow_mut().pop();
         first.or_else(|| self.shared.next(&self.owner).map(Parked::Task))
     }
 
     /// Whether there is something to resume. What was over before it began is with the rest by then.
+    #[inline(always)]
     fn has_ready(&self) -> bool {
         !self.ready.borrow().is_empty() || !self.shared.is_empty(&self.owner)
     }
 
-    /// Resumes what became ready first. False where nothing is.
+    /// Resumes what became ready first. False where nothing is. Most of it are tasks: the rest is apart.
     #[inline(always)]
     fn resume_next(&self) -> bool {
-        let Some(ready) = self.next_ready() else { return false };
-        match ready {
-            Parked::Task(task) => self.resume_task(task),
-            Parked::Other(continuation) => drop(continuation.resume()),
+        let first = self.ready.borrow_mut().pop_name();
+        match first.or_else(|| self.shared.next(&self.owner)) {
+            Some(TaskId::OTHER) => self.resume_other(),
+            Some(task) => self.resume_task(task),
+            None => return false,
         }
         true
+    }
+
+    #[inline(never)]
+    fn resume_other(&self) {
+        let other = self.ready.borrow_mut().pop_other();
+        if let Some(continuation) = other {
+            continuation.resume();
+        }
     }
 
     /// Resumes what is ready, then asks the kernel, until `step` says that it is done.
@@ -264,7 +285,7 @@ impl Inner {
                 return Err(Closed.into());
             }
             let others_first = self.overdue.get() || resumed == RESUMES;
-            if !others_first && self.resume_next() {
+            if !others_first && self.has_ready() && self.resume_next() {
                 resumed += 1;
                 continue;
             }

@@ -182,10 +182,10 @@ impl<S: Stream> End<S> {
                 } else if !self.next(&left) {
                     return done.borrow_mut().push(self);
                 }
-                let (sent, out) = self.stream.send(std::mem::take(&mut self.out)).await;
+                let sent;
+                (sent, self.out) = self.stream.send(self.out).await;
                 // It always fits: each connection has one.
                 assert_eq!(sent.expect("send"), MESSAGE, "a message was cut");
-                self.out = out;
             }
             let got;
             (got, room) = self.stream.receive(room).await;
