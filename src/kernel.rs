@@ -4,6 +4,8 @@
 
 pub(crate) mod call;
 pub(crate) mod iocp;
+#[cfg(target_os = "linux")]
+mod linux;
 pub(crate) mod owner;
 #[cfg(unix)]
 pub(crate) mod readiness;

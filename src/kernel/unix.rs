@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 use std::time::Duration;
 
 use super::call::Call;
+#[cfg(target_os = "linux")]
+use super::linux::{self, receive, send};
 use super::source::{Medium, descriptor};
 use super::{BindError, Identity, Mark};
 use crate::error::NtStatus;
@@ -140,18 +142,10 @@ pub(crate) unsafe fn try_call(
     // above); descriptors that are closed or of the wrong kind are answered with an error.
     unsafe {
         match call {
-            Call::Receive { at, length } => {
-                count(libc::recv(fd, at.cast(), cut(length) as usize, FLAGS))
-            }
-            Call::Send { at, length } => {
-                count(libc::send(fd, at.cast(), cut(length) as usize, FLAGS))
-            }
-            Call::Read { at, length } if medium == Medium::Socket => {
-                count(libc::recv(fd, at.cast(), cut(length) as usize, FLAGS))
-            }
-            Call::Write { at, length } if medium == Medium::Socket => {
-                count(libc::send(fd, at.cast(), cut(length) as usize, FLAGS))
-            }
+            Call::Receive { at, length } => receive(fd, at, length),
+            Call::Send { at, length } => send(fd, at, length),
+            Call::Read { at, length } if medium == Medium::Socket => receive(fd, at, length),
+            Call::Write { at, length } if medium == Medium::Socket => send(fd, at, length),
             Call::Read { at, length } if nonblocking => {
                 count(libc::read(fd, at.cast(), cut(length) as usize))
             }
@@ -189,6 +183,23 @@ pub(crate) unsafe fn try_call(
             Call::Overlapped | Call::Close { .. } => Err(libc::EINVAL),
         }
     }
+}
+
+/// # Safety
+/// `at` is `length` bytes, to be written to.
+#[cfg(not(target_os = "linux"))]
+unsafe fn receive(fd: RawFd, at: *mut u8, length: usize) -> Result<u32, Errno> {
+    // SAFETY: passed on.
+    count(unsafe { libc::recv(fd, at.cast(), cut(length) as usize, libc::MSG_DONTWAIT) })
+}
+
+/// # Safety
+/// `at` is `length` bytes.
+#[cfg(not(target_os = "linux"))]
+unsafe fn send(fd: RawFd, at: *const u8, length: usize) -> Result<u32, Errno> {
+    let flags = libc::MSG_DONTWAIT | NO_SIGNAL;
+    // SAFETY: passed on.
+    count(unsafe { libc::send(fd, at.cast(), cut(length) as usize, flags) })
 }
 
 /// Where the flag exists, no SIGPIPE is raised; elsewhere Rust's runtime has it ignored.
@@ -627,16 +638,10 @@ impl Bell {
     }
 
     pub(crate) fn ring(&self) -> io::Result<()> {
-        let one = 1_u64;
-        // SAFETY: eight bytes that are ours.
-        let written = unsafe {
-            libc::write(self.event.as_raw_fd(), (&raw const one).cast(), size_of::<u64>())
-        };
-        // A full counter wakes as well.
-        if written >= 0 || last_error() == libc::EAGAIN {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
+        match linux::add_one(&self.event) {
+            // A full counter wakes as well.
+            Ok(()) | Err(libc::EAGAIN) => Ok(()),
+            Err(errno) => Err(io::Error::from_raw_os_error(errno)),
         }
     }
 

@@ -36,6 +36,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, cqueue, opcode, types};
 
 use super::call::{Call, Direction};
+use super::linux;
 use super::source::{DOUBT_MS, IN, Medium, OUT, Source, Sources, entry_of};
 use super::unix::{self, Bell, Errno, cut, ending};
 use super::{BindError, Binding, Identity, Mark, Sink, tell};
@@ -74,7 +75,6 @@ const CROWD: usize = 2;
 
 /// `IORING_ENTER_*`, see io_uring_enter(2).
 const GET_EVENTS: u32 = 1;
-const EXTENDED: u32 = 8;
 const REGISTERED: u32 = 16;
 
 /// One io_uring.
@@ -365,10 +365,10 @@ impl Uring {
     /// Whether the system takes no submissions just now, but may later.
     fn lacks_memory(&self) -> bool {
         let count = self.ring.borrow_mut().submission().len() as u32;
-        match self.enter(count, 0, 0, None).map_err(|error| error.raw_os_error()) {
+        match self.enter(count, 0, 0, None) {
             Ok(_) => true,
             Err(errno) => {
-                matches!(errno, Some(libc::EAGAIN | libc::ENOMEM | libc::EINTR | libc::EBUSY))
+                matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::EINTR | libc::EBUSY)
             }
         }
     }
@@ -384,10 +384,10 @@ impl Uring {
             }
             // What the kernel does not take now stays in the queue.
             let handed = self.enter(count, 0, if finish { GET_EVENTS } else { 0 }, None);
-            let goes_on = match handed.map_err(|error| error.raw_os_error()) {
+            let goes_on = match handed {
                 Ok(taken) => taken > 0,
                 // Completions have to be taken first.
-                Err(Some(libc::EBUSY)) if self.take_completions() => true,
+                Err(libc::EBUSY) if self.take_completions() => true,
                 Err(_) => return,
             };
             let mut ring = self.ring.borrow_mut();
@@ -416,30 +416,11 @@ impl Uring {
         count: u32,
         wanted: u32,
         flags: u32,
-        timeout: Option<&types::Timespec>,
-    ) -> io::Result<usize> {
-        let arguments = timeout.map(|timeout| types::SubmitArgs::new().timespec(timeout));
-        let (address, size, extended) = match &arguments {
-            Some(arguments) => {
-                (std::ptr::from_ref(arguments).addr(), size_of_val(arguments), EXTENDED)
-            }
-            None => (0, 8, 0), // No signal mask; the size is that of one.
-        };
+        limit: Option<&types::Timespec>,
+    ) -> Result<u32, Errno> {
         self.sends.set(0);
-        // SAFETY: the ring is ours; the arguments live through the call. What the submissions point to
-        // was promised when they were pushed.
-        let answer = unsafe {
-            libc::syscall(
-                libc::SYS_io_uring_enter,
-                self.descriptor,
-                count,
-                wanted,
-                flags | extended | self.enter_flags,
-                address,
-                size,
-            )
-        };
-        if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer as usize) }
+        // SAFETY: the ring is ours. What the submissions point to was promised when they were pushed.
+        unsafe { linux::enter(self.descriptor, count, wanted, flags | self.enter_flags, limit) }
     }
 
     // -- ending ----------------------------------------------------------------------------------
@@ -667,12 +648,10 @@ impl Uring {
         };
         match entered {
             Ok(_) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                // The time is up; a signal came (pitfall 42); completions have to be taken first; or
-                // there is no memory just now. What was not handed over stays where it is.
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-                _ => Err(error),
-            },
+            // The time is up; a signal came (pitfall 42); completions have to be taken first; or
+            // there is no memory just now. What was not handed over stays where it is.
+            Err(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+            Err(errno) => Err(io::Error::from_raw_os_error(errno)),
         }
     }
 

@@ -2,7 +2,13 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, Event};
+use rustix::io::Errno;
 
 use super::super::source::{IN, OUT};
 use super::unix;
@@ -17,7 +23,7 @@ pub(super) struct Poller {
     /// Made when it is first set.
     timer: OnceCell<OwnedFd>,
     /// Reused for every call, so that waiting allocates nothing.
-    events: RefCell<Box<[libc::epoll_event]>>,
+    events: RefCell<Box<[MaybeUninit<Event>; BATCH]>>,
 }
 
 impl Poller {
@@ -31,7 +37,7 @@ impl Poller {
             }
             OwnedFd::from_raw_fd(epoll)
         };
-        let events = vec![libc::epoll_event { events: 0, u64: 0 }; BATCH].into_boxed_slice();
+        let events = Box::new([const { MaybeUninit::uninit() }; BATCH]);
         let poller = Self { epoll, timer: OnceCell::new(), events: RefCell::new(events) };
         poller.control(libc::EPOLL_CTL_ADD, bell.as_raw_fd(), libc::EPOLLIN, key)?;
         Ok(poller)
@@ -114,24 +120,20 @@ impl Poller {
         mut sink: impl FnMut(usize, Events),
     ) -> io::Result<()> {
         let mut events = self.events.borrow_mut();
-        // -1 is for ever; a wait that is longer than fits is cut, and waited again.
-        let timeout = match timeout_ms {
-            u32::MAX => -1,
-            finite => i32::try_from(finite).unwrap_or(i32::MAX),
-        };
-        // SAFETY: the events are ours, and so many.
-        let count = unsafe {
-            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), BATCH as i32, timeout)
-        };
-        if count < 0 {
-            let error = io::Error::last_os_error();
+        // A wait that is longer than fits is cut, and waited again.
+        let limit = (timeout_ms != u32::MAX).then(|| {
+            let limit = Duration::from_millis(timeout_ms.min(i32::MAX as u32).into());
+            Timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos().into() }
+        });
+        let events = match epoll::wait(&self.epoll, &mut events[..], limit.as_ref()) {
+            Ok((events, _)) => events,
             // A signal (pitfall 42): whoever waits looks at the time, and waits again.
-            return if error.raw_os_error() == Some(libc::EINTR) { Ok(()) } else { Err(error) };
-        }
-        for event in &events[..count as usize] {
+            Err(Errno::INTR) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        for &mut Event { flags, data, .. } in events {
             // The flags are those of poll(2), but for the edge.
-            let flags = event.events as u16 as i16;
-            sink(event.u64 as usize, unix::events_of(flags));
+            sink(data.u64() as usize, unix::events_of(flags.bits() as u16 as i16));
         }
         Ok(())
     }

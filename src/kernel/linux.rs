@@ -1,0 +1,93 @@
+//! The calls that a message takes on Linux, made without the C library.
+//!
+//! Its calls are points where a thread may be cancelled (pthreads(7)), which none of ours ever is: once a program
+//! has a second thread, that takes two locked instructions a call. And they lie somewhere else in memory, which the
+//! system's own code has pushed out of the processor's cache since the last of them. Together that is 1 to 3 % of a
+//! message (docs/PERFORMANCE.md).
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::slice;
+
+use rustix::io_uring::{IoringEnterFlags, io_uring_enter, io_uring_enter_arg};
+use rustix::io_uring::{io_uring_getevents_arg, io_uring_ptr};
+use rustix::net::{RecvFlags, SendFlags};
+
+use super::unix::{Errno, cut};
+
+/// What a call returned: a count, of which none is asked for more than fits (`cut`).
+#[inline(always)]
+fn count(returned: rustix::io::Result<usize>) -> Result<u32, Errno> {
+    match returned {
+        Ok(count) => Ok(count as u32),
+        Err(errno) => Err(number(errno)),
+    }
+}
+
+/// Apart, so that what succeeds is not made to look like what may fail.
+#[cold]
+fn number(errno: rustix::io::Errno) -> Errno {
+    errno.raw_os_error()
+}
+
+/// recv(2), told not to block.
+///
+/// # Safety
+/// `at` is `length` bytes, to be written to. The descriptor is open.
+#[inline(always)]
+pub(super) unsafe fn receive(fd: RawFd, at: *mut u8, length: usize) -> Result<u32, Errno> {
+    // SAFETY: the descriptor is open, the bytes are there and nobody else's (a promise of the caller's), and may
+    // be in any state.
+    let (fd, room) = unsafe {
+        let at = at.cast::<MaybeUninit<u8>>();
+        (BorrowedFd::borrow_raw(fd), slice::from_raw_parts_mut(at, cut(length) as usize))
+    };
+    count(rustix::net::recv(fd, room, RecvFlags::DONTWAIT).map(|(_, count)| count))
+}
+
+/// send(2), told not to block, and to raise no signal.
+///
+/// # Safety
+/// `at` is `length` bytes. The descriptor is open.
+#[inline(always)]
+pub(super) unsafe fn send(fd: RawFd, at: *const u8, length: usize) -> Result<u32, Errno> {
+    // SAFETY: the descriptor is open and the bytes are there (a promise of the caller's).
+    let (fd, bytes) =
+        unsafe { (BorrowedFd::borrow_raw(fd), slice::from_raw_parts(at, cut(length) as usize)) };
+    count(rustix::net::send(fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))
+}
+
+/// write(2) to an eventfd.
+pub(super) fn add_one(event: impl AsFd) -> Result<(), Errno> {
+    count(rustix::io::write(event, &1_u64.to_ne_bytes())).map(|_| ())
+}
+
+/// io_uring_enter(2).
+///
+/// # Safety
+/// The descriptor is an open ring's, or, as the flags say, the number of a registered one. What the submissions
+/// point to stays until their completions.
+#[inline(always)]
+pub(super) unsafe fn enter(
+    ring: RawFd,
+    submissions: u32,
+    wanted: u32,
+    flags: u32,
+    limit: Option<&io_uring::types::Timespec>,
+) -> Result<u32, Errno> {
+    let flags = IoringEnterFlags::from_bits_retain(flags);
+    // SAFETY: passed on. The time is read in the call only.
+    let entered = unsafe {
+        let ring = BorrowedFd::borrow_raw(ring);
+        match limit {
+            None => io_uring_enter(ring, submissions, wanted, flags),
+            Some(limit) => {
+                let ts = io_uring_ptr::new(std::ptr::from_ref(limit).cast_mut().cast());
+                let limits = io_uring_getevents_arg { ts, ..Default::default() };
+                let flags = flags | IoringEnterFlags::EXT_ARG;
+                io_uring_enter_arg(ring, submissions, wanted, flags, Some(&limits))
+            }
+        }
+    };
+    entered.map_err(number)
+}
