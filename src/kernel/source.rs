@@ -314,9 +314,14 @@ impl Source {
         tried
     }
 
-    #[inline]
+    #[inline(always)]
     fn is_stream(&mut self) -> bool {
-        *self.is_stream.get_or_insert_with(|| unix::is_stream_socket(self.fd))
+        self.is_stream.unwrap_or_else(|| self.ask_whether_stream())
+    }
+
+    #[cold]
+    fn ask_whether_stream(&mut self) -> bool {
+        *self.is_stream.insert(unix::is_stream_socket(self.fd))
     }
 
     /// Whether the call would find what the last one has left: nothing.
