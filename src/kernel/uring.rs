@@ -2,8 +2,10 @@
 //!
 //! **Sockets** are tried directly, told not to block; what would block waits for the edge
 //! ([`source`](super::source)), which a poll in the ring tells that fires more than once. Measured, this is
-//! faster than receives and sends as submissions, for one connection and for many: a poll that stays costs
-//! nothing between two messages, a receive has to be set up for each (docs/PERFORMANCE.md has the figures).
+//! faster than receives as submissions, for one connection and for many: a poll that stays costs nothing between
+//! two messages, a receive has to be set up for each (docs/PERFORMANCE.md has the figures). Sends that answer
+//! something, while others are about to do the same, are submissions ([`Uring::collects`]): one system call for
+//! all.
 //!
 //! **Files** are tried directly as well (`RWF_NOWAIT`); what is not in memory is a submission. So is all
 //! else: pipes and terminals where they can't be asked, accepts, connects, waits for readiness, syncs. The next look
