@@ -1280,7 +1280,7 @@ fn begin_at<H, R: Request>(
     caller: &'static Location<'static>,
 ) -> Begun<R> {
     let queue = &registered.registration().queue;
-    if R::WRITES && queue.collects() && source.borrow().may_be_collected() {
+    if R::COLLECTS && queue.collects() && source.borrow().may_be_collected() {
         return launch(registered, source, request, caller, true);
     }
     if !queue.is_closed() {
@@ -1332,10 +1332,14 @@ fn launch<H, R: Request>(
     slot.mark(caller, queue.clock());
     let call = call_of(queue, source, &ticket);
     if !queue.is_closed() {
-        // SAFETY: as below.
-        if is_collected && unsafe { queue.kernel.send(source, slot, *entry, *raw, call) } {
-            queue.count(slot, true);
-            return Begun::waits(ticket);
+        if is_collected {
+            // SAFETY: as below.
+            if unsafe { queue.kernel.send(source, slot, *entry, *raw, call) } {
+                queue.count(slot, true);
+                return Begun::waits(ticket);
+            }
+            // The buffer's own code has sent something meanwhile. This was not tried, and no edge may come.
+            queue.kernel.doubt(source);
         }
         // SAFETY: the request stays where it is until the operation's end, and what the call points to is its
         // own (a promise of Request).

@@ -41,6 +41,10 @@ pub unsafe trait Request: Sized + 'static {
     #[doc(hidden)]
     const WRITES: bool = false;
 
+    /// It sends from one buffer, and may be begun together with others.
+    #[doc(hidden)]
+    const COLLECTS: bool = false;
+
     /// The call, which points into the request.
     #[doc(hidden)]
     #[allow(private_interfaces)]
@@ -504,6 +508,7 @@ unsafe impl<B: IoBufMut, P: Place> Request for Read<B, P> {
 unsafe impl<B: IoBuf, P: Place> Request for Write<B, P> {
     type Output = (io::Result<usize>, B);
     const WRITES: bool = true;
+    const COLLECTS: bool = true;
 
     #[allow(private_interfaces)]
     #[inline]
