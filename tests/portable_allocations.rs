@@ -7,15 +7,19 @@
 mod each_kernel;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::io::Write;
+use std::cell::Cell;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
 use each_kernel::{
-    TempFile, listener, look_around, noise, pipe, poll_once, raw_pipe, skip, tcp, tcp_socket, udp,
+    TempFile, collects, listener, look_around, noise, pipe, poll_once, raw_pipe, skip, tcp,
+    tcp_socket, udp,
 };
 use ioqueue::{Event, IoBuf};
 
@@ -137,6 +141,55 @@ on_each_kernel! {
                 (there, back) = (reading.await.1, written);
             }
         }).unwrap();
+    }
+
+    /// Answers that are begun together with those of others.
+    fn answers_of_a_crowd_cost_no_allocation(queue) {
+        const MEMBERS: u32 = 8;
+        let (answered, together) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let (tasks, mut peers): (Vec<_>, Vec<_>) = (0..MEMBERS).map(|_| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let ours = queue.register(ours).unwrap();
+            let (answered, together) = (answered.clone(), together.clone());
+            let task = queue.spawn(async move {
+                let mut buffer = vec![0; 64];
+                loop {
+                    buffer = ours.recv(buffer).await.1;
+                    let mut sending = ours.send(buffer);
+                    let (count, back) = match poll_once(&mut sending) {
+                        Poll::Ready(output) => output,
+                        Poll::Pending => {
+                            together.set(together.get() + 1);
+                            sending.await
+                        }
+                    };
+                    assert_eq!(count.unwrap(), 64);
+                    buffer = back;
+                    answered.set(answered.get() + 1);
+                }
+            });
+            (task, theirs)
+        }).unzip();
+        let mut room = [0; 64];
+        let mut steady = Steady::new();
+        queue.block_on(async {
+            while steady.goes_on() {
+                for theirs in &mut peers {
+                    theirs.write_all(&[1; 64]).unwrap();
+                }
+                answered.set(0);
+                while answered.get() < MEMBERS {
+                    look_around().await;
+                }
+                for theirs in &mut peers {
+                    theirs.read_exact(&mut room).unwrap();
+                }
+            }
+        }).unwrap();
+        drop(tasks);
+        queue.run().unwrap();
+        // In the first round they have not waited yet.
+        assert!(!collects(queue) || together.get() >= (ROUNDS - 1) * MEMBERS);
     }
 
     /// More than there is room for: each write waits.
@@ -283,7 +336,7 @@ on_each_kernel! {
                 writer.write_all(b"x").unwrap();
                 assert!(waiting.await.unwrap().contains(Event::Read));
                 assert!(queue.ready(&reader, Event::Read).await.unwrap().contains(Event::Read));
-                std::io::Read::read_exact(&mut reading, &mut [0]).unwrap();
+                reading.read_exact(&mut [0]).unwrap();
                 let waiting = (ours.ready(Event::Read), ours.ready(Event::Read));
                 theirs.write_all(b"x").unwrap();
                 waiting.0.await.unwrap();

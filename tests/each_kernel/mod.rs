@@ -197,6 +197,17 @@ pub fn says_when_ready(queue: &Queue, name: &str) -> bool {
     !is_windows(queue) || name == "TCP"
 }
 
+/// Whether answers that are sent while others are ready are begun together.
+pub fn collects(queue: &Queue) -> bool {
+    // With completions that come only when they are asked for, so since Linux 6.1.
+    let is_recent = || {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(['.', '-']).map(|it| it.parse().unwrap_or(0));
+        (numbers.next(), numbers.next()) >= (Some(6), Some(1))
+    };
+    queue.kernel_kind() == KernelKind::Uring && is_recent()
+}
+
 /// Asserts that a buffer of which nothing was used came back as it was. A kernel that has it may write to
 /// it, though, and the simulated one does.
 #[track_caller]
