@@ -3,6 +3,7 @@
 //! Programs run in turns, on one processor: a turn of each is a round, and what is compared is compared within
 //! rounds, so that what slows the machine down for a while slows all of them.
 
+mod chart;
 mod counts;
 mod figures;
 mod linux;
@@ -39,6 +40,11 @@ enum System {
 }
 
 pub fn bench(arguments: &[String]) -> Result<ExitCode> {
+    if let [word, rest @ ..] = arguments
+        && word == "chart"
+    {
+        return draw(rest);
+    }
     let wanted = Wanted::parse(arguments)?;
     if !cfg!(target_os = "linux") {
         return Err("it measures Linux, and Windows under Wine, on Linux".into());
@@ -58,6 +64,18 @@ pub fn bench(arguments: &[String]) -> Result<ExitCode> {
         let text = format!("[\n{}\n]\n", rows.join(",\n"));
         fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Draws figures that were measured before.
+fn draw(arguments: &[String]) -> Result<ExitCode> {
+    let [figures, picture] = arguments else {
+        return Err(
+            "bench chart FIGURES.json PICTURE.svg, with figures that --json has written".into()
+        );
+    };
+    let text = fs::read_to_string(figures).map_err(|error| format!("{figures}: {error}"))?;
+    fs::write(picture, chart::chart(&text)?).map_err(|error| format!("{picture}: {error}"))?;
     Ok(ExitCode::SUCCESS)
 }
 

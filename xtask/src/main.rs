@@ -29,6 +29,8 @@ demo [--native|--wine]            send a file through two relays and compare wha
 bench [linux|windows] [--runs N] [--json FILE] [--no-peers] [BENCH...]
                                   measure the queue beside the same work done by hand: on Linux, where other runtimes
                                   do it too, and under Wine; without a system, on all that can be measured here
+bench chart FIGURES.json PICTURE.svg
+                                  draw what it has measured on Linux
 soak [--minutes N] [--seed S] [--sanitize | --threads]   try every order of threads, then random orders on the simulated
                                   Windows; the same under sanitizers; or threads alone, in every order and under one
 mutants [--write | NAME...]       break the queue in the ways of mutants/, and show which test notices each
