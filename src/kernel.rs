@@ -299,6 +299,14 @@ impl Kernel {
         }
     }
 
+    /// Nobody may look at the kernel again for a while: what was begun is to be.
+    pub(crate) fn hand_over(&self) {
+        #[cfg(target_os = "linux")]
+        if let Self::Uring(ring) = self {
+            ring.flush(false);
+        }
+    }
+
     pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
         with!(self, room => room.identity(handle, mark))
     }

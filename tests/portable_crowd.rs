@@ -723,6 +723,22 @@ mod without_room {
     on_each_kernel! {
         not_simulated("its pipes and sockets are filled by other tests"):
 
+        /// What a task has begun is out when `block_on` is over: nobody need look at the queue again.
+        fn an_answer_is_out_when_block_on_is_over(queue) {
+            let (ours, mut theirs) = pair(queue);
+            let mut crowd = Crowd::new(queue);
+            let begun = as_a_task(queue, async move {
+                ask(&ours, &mut theirs).await;
+                crowd.gather().await;
+                (crowd.answer(&ours, "answer"), ours, theirs, crowd.into_handles())
+            });
+            let (sending, _ours, mut theirs, _handles) = begun;
+            theirs.set_nonblocking(true).unwrap();
+            let mut answer = [0; 8];
+            assert_eq!(theirs.read(&mut answer).unwrap(), 6);
+            assert_eq!(queue.block_on(sending).unwrap().0.unwrap(), 6);
+        }
+
         fn an_answer_waits_for_room(queue) {
             let (ours, mut theirs) = pair(queue);
             let mut crowd = Crowd::new(queue);

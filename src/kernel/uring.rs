@@ -377,7 +377,7 @@ impl Uring {
 
     /// Hands over all submissions, and waits for nothing. `finish` has the kernel finish what has ended,
     /// which lets go of its files.
-    fn flush(&self, finish: bool) {
+    pub(crate) fn flush(&self, finish: bool) {
         loop {
             let is_all = self.unload_backlog();
             let count = self.ring.borrow_mut().submission().len() as u32;

@@ -279,6 +279,7 @@ impl Inner {
         loop {
             let step = step();
             if step == Step::Done {
+                self.kernel.hand_over();
                 return Ok(());
             }
             if self.closed.get() {
