@@ -260,6 +260,20 @@ on_each_kernel! {
         }
     }
 
+    /// Nothing else would end the wait.
+    fn a_time_is_up_where_nothing_else_happens(queue) {
+        let time = Duration::from_millis(20);
+        queue.block_on(queue.sleep(time)).unwrap().unwrap();
+        let HalfWay { ours, .. } = &ways_in(queue)[0];
+        let reading = ours.read(vec![0; 1]);
+        for _ in 0..10 {
+            let mut ready = Vec::new();
+            queue.poll(&mut ready, Some(time)).unwrap();
+            assert!(ready.is_empty());
+        }
+        drop(reading);
+    }
+
     /// Q13: a buffer whose code polls the queue, when the call was tried already: what the queue is told of
     /// then, it is not told of again.
     not_simulated("its peers come with the queue's turns")

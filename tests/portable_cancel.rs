@@ -46,6 +46,14 @@ on_each_kernel! {
             drop(from.write(other));
             queue.run().unwrap();
             assert_eq!((drops.count(), more.count()), (1, 1), "{name}");
+            // Of so many that may end at once some are to let others go first.
+            let all: Vec<_> = (0..200).map(|_| {
+                let (buffer, drops) = Marked::new(1);
+                drop(from.write(buffer));
+                drops
+            }).collect();
+            queue.run().unwrap();
+            assert!(all.iter().all(|drops| drops.count() == 1), "{name}");
         }
     }
 

@@ -690,6 +690,27 @@ mod without_room {
 
     use super::*;
 
+    /// A buffer that does something when it is asked how long it is for the last of so many times.
+    struct Odd<F> {
+        asks_left: Cell<u32>,
+        act: RefCell<Option<F>>,
+    }
+
+    // SAFETY: the bytes are there for ever.
+    unsafe impl<F: FnOnce() + 'static> IoBuf for Odd<F> {
+        fn io_ptr(&self) -> *const u8 {
+            b"answer".as_ptr()
+        }
+
+        fn io_len(&self) -> usize {
+            self.asks_left.set(self.asks_left.get().wrapping_sub(1));
+            if self.asks_left.get() == 0 {
+                self.act.take().unwrap()();
+            }
+            6
+        }
+    }
+
     /// A pair of Unix sockets.
     fn pair(queue: &Queue) -> (Registered<UnixStream>, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -965,6 +986,67 @@ mod without_room {
                 rest(theirs)
             });
             assert_eq!(all, b"");
+        }
+
+        /// The code of an answer's buffer answers itself, and has all handed over that makes a crowd: its own answer
+        /// is none any more. Nor is there an edge for what there was room for all along.
+        fn what_is_no_answer_any_more_is_sent_all_the_same(queue) {
+            for nth in 1..=3 {
+                let (ours, mut theirs) = pair(queue);
+                let ((gate, mut opens), (quiet, _never)) = (pair(queue), pair(queue));
+                let mut crowd = Crowd::new(queue);
+                as_a_task(queue, async move {
+                    // Watched for room, and the peer will send no more.
+                    let reading = ours.read(vec![0; 1]);
+                    crowd.look_around().await;
+                    theirs.shutdown(Shutdown::Write).unwrap();
+                    assert_eq!(reading.await.0.unwrap(), 0);
+                    let filled = fill(&ours);
+                    let waiting = ours.write("waiting");
+                    crowd.look_around().await;
+                    take(&mut theirs, filled);
+                    assert_eq!(waiting.await.0.unwrap(), 7);
+                    assert_eq!(take(&mut theirs, 7), b"waiting");
+                    // Two others answer first, and nobody is ready then.
+                    let mut asking = Vec::new();
+                    for _ in 0..2 {
+                        let (ours, theirs) = pair(&crowd.queue);
+                        asking.push(theirs);
+                        let other = async move {
+                            asked(&ours).await;
+                            assert_eq!(ours.write("other").await.0.unwrap(), 5);
+                        };
+                        crowd.queue.spawn(other).detach();
+                    }
+                    let (ready, reading) = (gate.read(vec![0; 1]), quiet.read(vec![0; 1]));
+                    crowd.look_around().await;
+                    // The end answers every read.
+                    assert_eq!(ours.read(vec![0; 1]).await.0.unwrap(), 0);
+                    asking.iter_mut().for_each(|theirs| theirs.write_all(b"?").unwrap());
+                    opens.write_all(b"!").unwrap();
+                    assert_eq!(ready.await.0.unwrap(), 1);
+                    let (ours, early) = (Rc::new(ours), Rc::new(RefCell::new(None)));
+                    let (again, told) = (ours.clone(), early.clone());
+                    let act = move || {
+                        // The kernel is called for that.
+                        drop((reading, quiet));
+                        told.replace(Some(again.write("early")));
+                    };
+                    let (asks_left, act) = (Cell::new(nth), RefCell::new(Some(act)));
+                    assert_eq!(ours.write(Odd { asks_left, act }).await.0.unwrap(), 6);
+                    let early = early.take();
+                    let is_asked = early.is_some();
+                    if let Some(early) = early {
+                        assert_eq!(early.await.0.unwrap(), 5);
+                    }
+                    drop(ours);
+                    let expected = if is_asked { "earlyanswer" } else { "answer" };
+                    assert_eq!(rest(theirs), expected.as_bytes(), "{nth}");
+                    for mut theirs in asking {
+                        assert_eq!(take(&mut theirs, 5), b"other");
+                    }
+                });
+            }
         }
     }
 }

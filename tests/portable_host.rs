@@ -77,6 +77,26 @@ on_each_kernel! {
         }
     }
 
+    // More than a kernel is asked for at a time: nothing is left to a look that would not come.
+    fn a_host_is_told_of_all_that_comes_at_once(queue) {
+        let pairs: Vec<_> = (0..100).map(|_| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            (queue.register(ours).unwrap(), theirs)
+        }).collect();
+        for _ in 0..3 {
+            let mut reads: Vec<_> = pairs.iter().map(|(ours, _)| ours.read(vec![0; 8])).collect();
+            // They wait, and nothing has come.
+            (0..3).for_each(|_| look(queue));
+            for (_, theirs) in &pairs {
+                (&*theirs).write_all(b"x").unwrap();
+            }
+            host(queue, || {
+                reads.retain_mut(|reading| poll_once(reading).is_pending());
+                reads.is_empty()
+            });
+        }
+    }
+
     // And from what another thread wakes.
     fn a_host_is_told_of_a_notifier(queue) {
         let notifier = queue.notifier();
@@ -135,25 +155,32 @@ on_each_kernel! {
 // The descriptor is ready by the level: until the queue was looked at, and not after that.
 #[test]
 fn a_descriptor_is_ready_until_the_queue_was_looked_at() {
-    let queue = Queue::new().unwrap();
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
-    let ours = queue.register(ours).unwrap();
-    let mut reading = ours.read(vec![0; 8]);
-    let is_ready = || {
-        let fd = queue.as_fd().as_raw_fd();
-        let mut waits = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        // SAFETY: one entry, which is ours.
-        unsafe { libc::poll(&raw mut waits, 1, 0) > 0 }
-    };
-    let mut ready = Vec::new();
-    // The first time it may say so at once.
-    is_ready();
-    queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
-    assert!(poll_once(&mut reading).is_pending());
-    assert!(!is_ready());
-    theirs.write_all(b"x").unwrap();
-    assert!(is_ready() && is_ready());
-    queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
-    assert!(poll_once(&mut reading).is_ready());
-    assert!(!is_ready());
+    for has_looked in [false, true] {
+        let queue = Queue::new().unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = queue.register(ours).unwrap();
+        let mut reading = ours.read(vec![0; 8]);
+        let is_ready = || {
+            let fd = queue.as_fd().as_raw_fd();
+            let mut waits = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+            // SAFETY: one entry, which is ours.
+            unsafe { libc::poll(&raw mut waits, 1, 0) > 0 }
+        };
+        if has_looked {
+            // A host may come late.
+            look(&queue);
+            look(&queue);
+        }
+        let mut ready = Vec::new();
+        // The first time it may say so at once.
+        is_ready();
+        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+        assert!(poll_once(&mut reading).is_pending());
+        assert!(!is_ready());
+        theirs.write_all(b"x").unwrap();
+        assert!(is_ready() && is_ready());
+        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+        assert!(poll_once(&mut reading).is_ready());
+        assert!(!is_ready());
+    }
 }

@@ -51,6 +51,37 @@ on_each_kernel! {
         queue.unregister(&here).unwrap();
     }
 
+    /// A ring ends what is watched for more than once where it has no room to say so, and the bell is watched again.
+    fn a_notifier_is_heard_after_thousands_of_completions(queue) {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        there.write_all(b"x").unwrap();
+        queue.block_on(look_around()).unwrap();
+        let waits: Vec<_> = (0..MANY).map(|_| queue.ready(&here, Event::Read)).collect();
+        let notifier = queue.notifier();
+        notifier.notify().unwrap();
+        for wait in waits {
+            assert!(queue.block_on(wait).unwrap().unwrap().contains(Event::Read));
+        }
+        // That was heard by now. The poll of a queue that waits for something is ended by another.
+        queue.block_on(look_around()).unwrap();
+        let (quiet, _never) = UnixStream::pair().unwrap();
+        let waiting = queue.ready(&quiet, Event::Read);
+        let (told, tells) = std::sync::mpsc::channel();
+        let other = std::thread::spawn(move || {
+            tells.recv().unwrap();
+            notifier.notify().unwrap();
+        });
+        let mut ready = Vec::new();
+        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+        told.send(()).unwrap();
+        queue.poll(&mut ready, None).unwrap();
+        other.join().unwrap();
+        drop(waiting);
+        for handle in [&here, &quiet] {
+            queue.unregister(handle).unwrap();
+        }
+    }
+
     /// Reads of a file, of which some are in memory and some are not.
     fn thousands_of_reads_started_at_once_get_their_own_bytes(queue) {
         const SIZE: usize = 512;

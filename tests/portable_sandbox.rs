@@ -45,8 +45,8 @@ fn refuse(calls: &[libc::c_long], error: i32) {
     filter(program);
 }
 
-/// Answers with EBUSY what hands over a full queue of a ring's submissions and asks for no completions.
-fn refuse_full_queues() {
+/// Refuses what hands over a full queue of a ring's submissions and asks for no completions.
+fn refuse_full_queues(error: i32) {
     // Where the number and the second and fourth argument are in `struct seccomp_data`: their lower halves.
     const NUMBER: u32 = 0;
     const COUNT: u32 = 24;
@@ -60,7 +60,7 @@ fn refuse_full_queues() {
         step(JUMP_IF_EQUAL, 0, 3, ENTRIES),
         step(LOAD, 0, 0, FLAGS),
         step(JUMP_IF_SET, 1, 0, GET_EVENTS),
-        step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EBUSY as u32),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32),
         step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
     ]);
 }
@@ -272,7 +272,7 @@ fn a_thread_ends_though_the_ring_gives_nothing_back() {
 fn what_a_ring_brought_before_it_was_busy_is_told_of_first() {
     in_a_child("what_a_ring_brought_before_it_was_busy_is_told_of_first", None, || {
         let Some(queue) = queue_on(KernelKind::Uring) else { return };
-        refuse_full_queues();
+        refuse_full_queues(libc::EBUSY);
         let order = Rc::new(RefCell::new(Vec::new()));
         let waker = |name| {
             let order = Rc::clone(&order);
@@ -303,6 +303,26 @@ fn what_a_ring_brought_before_it_was_busy_is_told_of_first() {
         for handle in [&one, &other, &quiet] {
             queue.unregister(handle).unwrap();
         }
+        queue.close(Duration::from_secs(5)).unwrap();
+    });
+}
+
+/// What the system does not take for now, and the ring has no room for, is begun by the looks that follow, also of a
+/// queue that has had nothing rare to see to.
+#[test]
+fn what_a_ring_has_no_room_for_is_begun_later() {
+    in_a_child("what_a_ring_has_no_room_for_is_begun_later", None, || {
+        let Some(queue) = queue_on(KernelKind::Uring) else { return };
+        refuse_full_queues(libc::EAGAIN);
+        let (quiet, mut to_quiet) = UnixStream::pair().unwrap();
+        queue.block_on(look_around()).unwrap();
+        // Twice of what there is room for, and more.
+        let many: Vec<_> = (0..600).map(|_| queue.ready(&quiet, Event::Read)).collect();
+        to_quiet.write_all(b"x").unwrap();
+        for wait in many {
+            assert!(queue.block_on(wait).unwrap().unwrap().contains(Event::Read));
+        }
+        queue.unregister(&quiet).unwrap();
         queue.close(Duration::from_secs(5)).unwrap();
     });
 }

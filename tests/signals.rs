@@ -87,3 +87,45 @@ fn signals_cut_nothing_short_on_a_ring() {
 fn signals_cut_nothing_short_on_readiness() {
     signals_cut_nothing_short(KernelKind::Readiness);
 }
+
+/// What is sent to nobody on a socket is an error, and no signal that ends the program (send(2), MSG_NOSIGNAL):
+/// Rust's programs ignore it, what a library is part of may not.
+#[cfg(target_os = "linux")]
+fn a_send_to_nobody_raises_no_signal(kind: KernelKind) {
+    static RAISED: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn raised(_: libc::c_int) {
+        RAISED.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: a handler that only counts.
+    let before =
+        unsafe { libc::signal(libc::SIGPIPE, raised as extern "C" fn(libc::c_int) as usize) };
+    assert_ne!(before, libc::SIG_ERR);
+    let queue = match Queue::builder().kernel(kind).build() {
+        Ok(queue) => queue,
+        Err(error) => return println!("SKIPPED: this system gives no {kind:?}: {error}"),
+    };
+    let (here, there) = UnixStream::pair().unwrap();
+    let here = queue.register(here).unwrap();
+    drop(there);
+    let refused = [
+        queue.block_on(here.write("x")).unwrap().0,
+        queue.block_on(here.send("x")).unwrap().0,
+        queue.block_on(here.write_vectored(["x", "y"])).unwrap().0,
+    ];
+    for result in refused {
+        assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
+    }
+    assert_eq!(RAISED.load(Ordering::Relaxed), 0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_send_to_nobody_raises_no_signal_on_a_ring() {
+    a_send_to_nobody_raises_no_signal(KernelKind::Uring);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_send_to_nobody_raises_no_signal_on_readiness() {
+    a_send_to_nobody_raises_no_signal(KernelKind::Readiness);
+}
