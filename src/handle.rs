@@ -433,6 +433,14 @@ impl Registration {
         }
     }
 
+    /// Has the system see what was begun on the handle, and it may not have seen.
+    #[cfg(unix)]
+    fn hand_over(&self) {
+        if self.source.as_ref().is_some_and(|source| source.borrow().is_submitted()) {
+            self.queue.kernel.hand_over();
+        }
+    }
+
     /// The registration is another's, too, who ends it.
     pub(crate) fn lent(self) -> Self {
         Self { is_lent: true, ..self }
@@ -533,8 +541,18 @@ impl<H> Registered<H> {
         &self.registration
     }
 
-    /// Lends the handle.
+    /// Lends the handle, for calls of your own.
+    ///
+    /// A send that was begun on it, and is to share a system call with others (on io_uring), is handed to the system
+    /// first, so that what you do comes after it. It is not for what you do with a clone of the handle: await the send
+    /// before.
     pub fn get(&self) -> &H {
+        #[cfg(unix)]
+        self.registration.hand_over();
+        self.lend()
+    }
+
+    fn lend(&self) -> &H {
         self.handle.as_ref().expect("the handle is there until into_inner")
     }
 
@@ -583,7 +601,7 @@ impl<H> AsAnyHandle for Registered<H> {
 impl<H: fmt::Debug> fmt::Debug for Registered<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registered")
-            .field("handle", self.get())
+            .field("handle", self.lend())
             .field("id", &self.id())
             .finish_non_exhaustive()
     }

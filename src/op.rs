@@ -1,7 +1,9 @@
 //! The portable operations: the same calls, with the same answers, on every kernel.
 //!
 //! A [`Registered`] handle has a method for each. It takes an owned buffer ([`IoBuf`]), starts the
-//! operation when it is called, and returns an [`Operation`], a future of the result and the buffer:
+//! operation when it is called, and returns an [`Operation`], a future of the result and the buffer. (On io_uring
+//! what was started may reach the system with the queue's next look at it only, so await it before the task blocks
+//! or uses the handle by way of a clone.)
 //!
 //! ```
 //! use std::net::{TcpListener, TcpStream};

@@ -420,8 +420,13 @@ impl SlotRef {
                 drop(self.set_waiter(parked.into()));
             }
             parked => {
-                let replaced = self.set_waiter(waker.clone().into());
-                drop((parked, replaced));
+                let late = Continuation::from(waker.clone());
+                // That may have polled the queue. Of what has ended nobody takes a waker any more.
+                let unused = match self.state() {
+                    State::Done => Some(late.into()),
+                    _ => self.set_waiter(late),
+                };
+                drop((parked, unused));
             }
         }
     }
@@ -928,29 +933,30 @@ impl<T: 'static> Ticket<T> {
     /// Only in Idle and Done; otherwise the ticket comes back.
     pub(crate) fn take(mut self) -> Result<T, Self> {
         let is_ours = matches!(self.slot().state(), State::Idle | State::Done);
-        if is_ours { Ok(self.take_state()) } else { Err(self) }
+        if is_ours { Ok(self.take_state().0) } else { Err(self) }
     }
 
-    /// As `take`, for an operation that has ended. The ticket is used up.
+    /// As `take`, for an operation that has ended. The ticket is used up, and is not to be asked again: the slot may
+    /// be gone with the queue, which may end when what is given of it is dropped (and runs user code then).
     ///
     /// # Panics
     /// When it has not.
     #[inline(always)]
-    pub(crate) fn take_done(&mut self) -> T {
+    pub(crate) fn take_done(&mut self) -> (T, Rc<Inner>) {
         assert!(self.slot.state() == State::Done, "an operation's state was taken before its end");
         self.take_state()
     }
 
     /// In Idle and Done.
     #[inline(always)]
-    fn take_state(&mut self) -> T {
+    fn take_state(&mut self) -> (T, Rc<Inner>) {
         let slot = self.slot();
         let queue = self.queue.take().expect("a ticket is used once");
         // SAFETY: this ticket was made with a T that is still there, as it was not used before and the slot
         // is still its own; in these two states the kernel does not have the slot, or is done with it.
         let state = unsafe { slot.take_state::<T>() };
         queue.release(slot);
-        state
+        (state, queue)
     }
 }
 

@@ -5,20 +5,64 @@
 mod each_kernel;
 
 use std::cell::{Cell, RefCell};
-#[cfg(unix)]
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::sync::Arc;
+use std::task::{Poll, RawWaker, RawWakerVTable, Wake, Waker};
 use std::time::Duration;
 
 use each_kernel::{
     LONG, Marked, Way, assert_came_back, cancels_later, file, handles_can_leave, listener,
-    look_around, pipe, poll_once, poll_with, queue_on, skip, ways, write_full,
+    look_around, pipe, pipe_in, poll_once, poll_with, queue_on, skip, ways, write_full,
 };
 use ioqueue::error::is_cancelled;
 use ioqueue::op::Read;
-use ioqueue::{Elapsed, Misuse, Operation, PendingState};
+use ioqueue::{Elapsed, Misuse, Operation, PendingState, Queue};
+
+/// A waker that cannot be dropped in peace.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        panic!("a waker's drop");
+    }
+}
+
+/// A waker that has its queue polled before there is another of it.
+struct Late {
+    queue: Queue,
+    clones: Cell<u32>,
+}
+
+static LATE: RawWakerVTable = RawWakerVTable::new(
+    |it| {
+        // SAFETY: these are called with what `late` points to only.
+        let late = unsafe { &*it.cast::<Late>() };
+        let before = late.queue.pending().len();
+        while late.queue.pending().len() == before && before > 0 {
+            each_kernel::turn(&late.queue);
+        }
+        late.clones.set(late.clones.get() + 1);
+        RawWaker::new(it, &LATE)
+    },
+    forget_late,
+    |_| {},
+    forget_late,
+);
+
+fn forget_late(it: *const ()) {
+    // SAFETY: as above.
+    let late = unsafe { &*it.cast::<Late>() };
+    late.clones.set(late.clones.get() - 1);
+}
 
 on_each_kernel! {
     /// Q13, Q2: it is waited for until the kernel has given it back.
@@ -318,6 +362,26 @@ on_each_kernel! {
         };
         assert!(is_cancelled(&result.unwrap_err()));
         assert_eq!((first.count(), second.count()), (0, 1), "whoever polled last is woken");
+    }
+
+    /// A waker whose clone polls the queue comes late, and the drop of the one it replaces panics: it is not left with
+    /// what has ended.
+    not_simulated("it brings what was written before anybody looks")
+    fn a_waker_that_came_late_is_not_left_behind(queue) {
+        let (reader, mut writer) = pipe_in(queue);
+        let mut reading = reader.read(vec![0; 8]);
+        let first = Waker::from(Arc::new(Panics));
+        assert!(poll_with(&mut reading, &first).is_pending());
+        drop(first);
+        writer.write_all(b"x").unwrap();
+        let late = Late { queue: queue.clone(), clones: Cell::new(0) };
+        let raw = RawWaker::new((&raw const late).cast(), &LATE);
+        // SAFETY: what it points to lives longer, and the functions do as a waker's have to on one thread.
+        let waker = ManuallyDrop::new(unsafe { Waker::from_raw(raw) });
+        let polled = catch_unwind(AssertUnwindSafe(|| poll_with(&mut reading, &waker).is_ready()));
+        assert!(polled.is_err(), "the first was dropped");
+        assert!(matches!(poll_once(&mut reading), Poll::Ready((Ok(1), _))));
+        assert_eq!(late.clones.get(), 0);
     }
 
     /// Scenario 43, pitfalls 21 and 48: a waker that drops other waits, starts some, and polls the queue.

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::future::{pending, poll_fn};
 use std::io::{Read, Write};
 use std::mem::forget;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::task::{Poll, Waker};
@@ -91,6 +92,32 @@ on_each_kernel! {
             }
         }
         assert!(!queue.running());
+    }
+
+    /// An operation that has ended may be all that is left of its queue, which goes when it is taken. That this panics
+    /// takes nothing twice.
+    fn an_operation_is_over_though_its_queues_end_panics(queue) {
+        struct Panics;
+        impl Drop for Panics {
+            fn drop(&mut self) {
+                panic!("what a hook held");
+            }
+        }
+        let (other, held) = (another(queue), Panics);
+        other.on_foreign_packet(move |_| {
+            let _ = &held;
+        });
+        let (reader, writer) = pipe(&other);
+        let mut reading = reader.read(vec![0; 8]);
+        other.block_on(write_full(&writer, "x")).unwrap();
+        each_kernel::poll_until(&other, || other.pending().is_empty());
+        drop((reader, writer, other));
+        let mut poll = || catch_unwind(AssertUnwindSafe(|| poll_once(&mut reading).map(drop)));
+        assert_eq!(poll().unwrap_err().downcast_ref(), Some(&"what a hook held"));
+        let again = poll().unwrap_err();
+        let why = again.downcast_ref::<String>().map(String::as_str);
+        let why = why.or(again.downcast_ref::<&str>().copied());
+        assert_eq!(why, Some("an operation was polled after its end"));
     }
 
     /// Q1, scenario 40: closed without waiting, it drains or says how much it left; what is left is not freed.
@@ -254,16 +281,16 @@ on_each_kernel! {
             panic!("as the test wants");
         });
         let other = queue.spawn(async move { reader.read(vec![0; 8]).await.1 });
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| queue.block_on(look_around())));
+        let caught = catch_unwind(AssertUnwindSafe(|| queue.block_on(look_around())));
         let _ = caught;
         for _ in 0..10 {
-            let run = std::panic::AssertUnwindSafe(|| queue.block_on(look_around()));
-            let _ = std::panic::catch_unwind(run);
+            let run = AssertUnwindSafe(|| queue.block_on(look_around()));
+            let _ = catch_unwind(run);
         }
         queue.block_on(write_full(&writer, "data")).unwrap();
         assert_eq!(queue.block_on(other).unwrap(), b"data");
-        let awaited = std::panic::AssertUnwindSafe(|| queue.block_on(panicking));
-        assert!(std::panic::catch_unwind(awaited).is_err());
+        let awaited = AssertUnwindSafe(|| queue.block_on(panicking));
+        assert!(catch_unwind(awaited).is_err());
         queue.run().unwrap();
         assert_eq!(drops.count(), 1);
     }

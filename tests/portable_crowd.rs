@@ -760,6 +760,23 @@ mod without_room {
             assert_eq!(queue.block_on(sending).unwrap().0.unwrap(), 6);
         }
 
+        /// What a caller does itself with the handle comes after what it has begun.
+        fn what_is_sent_by_hand_comes_after_an_answer(queue) {
+            let (ours, mut theirs) = pair(queue);
+            let mut crowd = Crowd::new(queue);
+            let handles = as_a_task(queue, async move {
+                ask(&ours, &mut theirs).await;
+                crowd.gather().await;
+                let sending = crowd.answer(&ours, "one");
+                let mut by_hand: &UnixStream = ours.get();
+                by_hand.write_all(b"two").unwrap();
+                assert_eq!(take(&mut theirs, 6), b"onetwo");
+                assert_eq!(sending.await.0.unwrap(), 3);
+                (ours, theirs, crowd.into_handles())
+            });
+            drop(handles);
+        }
+
         fn an_answer_waits_for_room(queue) {
             let (ours, mut theirs) = pair(queue);
             let mut crowd = Crowd::new(queue);

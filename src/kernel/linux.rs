@@ -76,7 +76,8 @@ pub(super) unsafe fn enter(
     limit: Option<&io_uring::types::Timespec>,
 ) -> Result<u32, Errno> {
     let flags = IoringEnterFlags::from_bits_retain(flags);
-    // SAFETY: passed on. The time is read in the call only.
+    // SAFETY: passed on. The time is read in the call only. A registered ring's number is no descriptor, but is
+    // borrowed as one for the call alone, which does with it what the flags say.
     let entered = unsafe {
         let ring = BorrowedFd::borrow_raw(ring);
         match limit {

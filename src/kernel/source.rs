@@ -224,7 +224,7 @@ impl Source {
 
     /// Whether what waits to send waits for a submission of the ring's to end, and for no edge.
     #[inline]
-    fn is_submitted(&self) -> bool {
+    pub(crate) fn is_submitted(&self) -> bool {
         #[cfg(target_os = "linux")]
         return self.submitted;
         #[cfg(not(target_os = "linux"))]
@@ -263,7 +263,8 @@ impl Source {
     }
 
     /// # Safety
-    /// What `call` points to is valid while this runs.
+    /// What `call` points to is valid while this runs. The source is not retired: its descriptor is open then, as a
+    /// `Registered` owns it (or a duplicate), whose drop ends the registration first.
     #[inline(always)]
     unsafe fn attempt(&mut self, call: Call) -> Result<u32, Tried> {
         let is_accept = matches!(call, Call::Accept { .. });
@@ -337,7 +338,8 @@ impl Source {
             return;
         }
         while let Some(slot) = self.lane_of(direction).first() {
-            // SAFETY: the operation's memory is the kernel's, which is us, until its end.
+            // SAFETY: the operation's memory is the kernel's, which is us, until its end. Something waits in the
+            // lane, so the registration lasts: what does when it ends is taken out before.
             let tried = unsafe { self.attempt_any(slot.call()) };
             let how = match tried {
                 Ok(count) => ending(Ok(count)),
@@ -351,7 +353,7 @@ impl Source {
     }
 
     /// # Safety
-    /// What `call` points to is valid while this runs.
+    /// As [`attempt`](Self::attempt).
     #[inline(never)]
     unsafe fn attempt_any(&mut self, call: Call) -> Result<u32, Tried> {
         match call {
@@ -418,8 +420,8 @@ impl Source {
         let Some(slot) = self.input.first() else { return };
         if let Some((at, length)) = slot.receive() {
             let call = Call::Receive { at, length };
-            // SAFETY: the operation's memory is the kernel's, which is us, until its end. What is
-            // no socket refuses the call.
+            // SAFETY: the operation's memory is the kernel's, which is us, until its end. The descriptor is open, as
+            // in `retry`; what is no socket refuses the call.
             let received = unsafe { unix::try_call(self.fd, Medium::Socket, false, call) };
             match received {
                 Ok(count) => {
@@ -470,7 +472,9 @@ impl Source {
         self.submitted = false;
         match u32::try_from(result) {
             Ok(count) => {
-                self.full = slot.call().is_short_send(count) && self.is_stream();
+                // By the number only while it is this handle's.
+                self.full =
+                    slot.call().is_short_send(count) && !self.is_retired() && self.is_stream();
                 self.output.pop();
                 tell(sink, slot, ending(Ok(count)));
             }
@@ -891,7 +895,7 @@ pub(crate) unsafe fn attempt(source: &RefCell<Source>, call: Call) -> Option<End
     {
         return None;
     }
-    // SAFETY: passed on.
+    // SAFETY: passed on; and it is not retired.
     match unsafe { source.attempt(call) } {
         // The rest of the file may be on the disk.
         Ok(count) if call.is_cut_short(count) => None,

@@ -129,7 +129,7 @@ pub(crate) fn classify(errno: Errno, medium: Medium) -> Tried {
 /// Inlined, so that whoever knows which call it is pays for that one only.
 ///
 /// # Safety
-/// What `call` points to is valid while this runs, and the medium is the descriptor's.
+/// What `call` points to is valid while this runs, the descriptor is open, and the medium is its own.
 #[inline(always)]
 pub(crate) unsafe fn try_call(
     fd: RawFd,
@@ -138,8 +138,8 @@ pub(crate) unsafe fn try_call(
     call: Call,
 ) -> Result<u32, Errno> {
     const FLAGS: i32 = libc::MSG_DONTWAIT | NO_SIGNAL;
-    // SAFETY: of each call: the pointers and lengths are the call's, which are valid (see
-    // above); descriptors that are closed or of the wrong kind are answered with an error.
+    // SAFETY: of each call: the pointers and lengths are the call's, which are valid, and the descriptor is open (see
+    // above); one of the wrong kind is answered with an error.
     unsafe {
         match call {
             Call::Receive { at, length } => receive(fd, at, length),
@@ -262,6 +262,9 @@ unsafe fn move_parts(
 }
 
 /// Other systems have no such flag.
+///
+/// # Safety
+/// None: it makes no call.
 #[cfg(not(target_os = "linux"))]
 unsafe fn move_now(_: RawFd, _: bool, _: *mut u8, _: usize, _: Option<u64>) -> Result<u32, Errno> {
     Err(libc::EOPNOTSUPP)

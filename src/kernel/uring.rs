@@ -459,10 +459,16 @@ impl Uring {
             self.set_timer();
         }
         let answer = self.look(self.sources.longest(timeout_ms));
-        let mut rang = !self.is_plain.get() && self.go_through_early(sink);
-        let (mut batch, mut seen) = ([const { MaybeUninit::uninit() }; BATCH], 0);
+        if let Some(host) = self.host.get() {
+            // What was told of until now is in this batch, or seen at its end to be left.
+            host.empty();
+        }
+        let (mut batch, mut seen, mut rang) = ([const { MaybeUninit::uninit() }; BATCH], 0, false);
         // Those that come while these are looked at are for the next look, but for a few.
         while seen < MOST_SEEN {
+            if !self.is_plain.get() {
+                rang |= self.go_through_early(sink);
+            }
             let taken = self.ring.borrow_mut().completion().fill(&mut batch);
             for completion in &*taken {
                 let is_alone = seen == 0 && taken.len() == 1;
@@ -513,7 +519,7 @@ impl Uring {
             SOURCE_IN if self.something_came(user_data, result, flags, sink) => {}
             SOURCE_IN | SOURCE_OUT => self.edge(user_data, result, flags, sink),
             SENDS => {
-                // SAFETY: as below.
+                // SAFETY: with this tag, a slot's address; which is there as below.
                 let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
                 let watch = |source: &Source, more| self.watch(source, more);
                 self.sources.submission_ended(slot, result, watch, sink);
@@ -535,13 +541,9 @@ impl Uring {
         false
     }
 
-    /// Sees to what was taken off the ring before. True where the bell rang.
+    /// Sees to what was taken off the ring before, which is older than what is on it. True where the bell rang.
     #[cold]
     fn go_through_early(&self, sink: &mut impl Sink) -> bool {
-        if let Some(host) = self.host.get() {
-            // What was told of until now is in this batch, or seen at its end to be left.
-            host.empty();
-        }
         let (mut rang, count) = (false, self.early.borrow().len());
         for _ in 0..count {
             let Some(completion) = self.early.borrow_mut().pop_front() else { break };

@@ -111,8 +111,10 @@ impl<R: Request> Future for Operation<R> {
         match &mut self.stage {
             Begun::Waits(ticket) => match ticket.success() {
                 Some(count) => {
-                    let request = ticket.take_done();
-                    self.stage = Begun::Taken; // Nothing is left to be dropped.
+                    let (request, _queue) = ticket.take_done();
+                    // Nothing is left to be dropped, or asked. Said before user code may run: that of the
+                    // queue's end, if this was all that was left of it, and the buffer's.
+                    self.stage = Begun::Taken;
                     Poll::Ready(request.finish(Ok(count)))
                 }
                 None => self.wait(context),
