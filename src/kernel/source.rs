@@ -674,32 +674,6 @@ impl Sources {
         });
     }
 
-    /// Has a socket's send be a submission of the ring's, if it may be one: its descriptor then. Else nothing has
-    /// happened.
-    ///
-    /// As what is launched, it is in its source's lane only.
-    #[cfg(target_os = "linux")]
-    #[inline(always)]
-    pub(crate) fn submit(
-        &self,
-        source: &RefCell<Source>,
-        slot: SlotRef,
-        entry: EntryId,
-        handle: RawHandle,
-        call: Call,
-    ) -> Option<RawFd> {
-        let mut source = source.borrow_mut();
-        if source.is_retired() || !source.may_be_collected() {
-            return None;
-        }
-        slot.launch(entry, handle);
-        slot.set_call(call);
-        source.output.push(slot);
-        source.owes = false;
-        source.submitted = true;
-        Some(source.fd)
-    }
-
     /// The submission has ended that was the first of those that wait to send. What could not be done without
     /// blocking waits for room as all else does.
     #[cfg(target_os = "linux")]
@@ -931,6 +905,31 @@ pub(crate) fn launch(
     // Behind a submission it waits for that one's end.
     let is_behind = direction == Direction::Out && source.is_submitted();
     Some(if is_behind { 0 } else { bit(direction) & !source.watched })
+}
+
+/// Has a socket's send be a submission of the ring's, if it may be one: its descriptor then. Else nothing has
+/// happened.
+///
+/// As what is launched, it is in its source's lane only.
+#[cfg(target_os = "linux")]
+#[inline(always)]
+pub(crate) fn submit(
+    source: &RefCell<Source>,
+    slot: SlotRef,
+    entry: EntryId,
+    handle: RawHandle,
+    call: Call,
+) -> Option<RawFd> {
+    let mut source = source.borrow_mut();
+    if source.is_retired() || !source.may_be_collected() {
+        return None;
+    }
+    slot.launch(entry, handle);
+    slot.set_call(call);
+    source.output.push(slot);
+    source.owes = false;
+    source.submitted = true;
+    Some(source.fd)
 }
 
 pub(crate) fn entry_of(slot: SlotRef) -> EntryId {

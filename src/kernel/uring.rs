@@ -39,7 +39,7 @@ use io_uring::{IoUring, cqueue, opcode, types};
 
 use super::call::{Call, Direction};
 use super::linux;
-use super::source::{DOUBT_MS, IN, Medium, OUT, Source, Sources, entry_of};
+use super::source::{self, DOUBT_MS, IN, Medium, OUT, Source, Sources, entry_of};
 use super::unix::{self, Bell, Errno, cut, ending};
 use super::{BindError, Binding, Identity, Mark, Sink, tell};
 use crate::handle::{EntryId, HandleKind, RawHandle};
@@ -245,7 +245,7 @@ impl Uring {
         call: Call,
     ) -> bool {
         let (Call::Send { at, length } | Call::Write { at, length }) = call else { return false };
-        let Some(fd) = self.sources.submit(source, slot, entry, handle, call) else { return false };
+        let Some(fd) = source::submit(source, slot, entry, handle, call) else { return false };
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         let entry = opcode::Send::new(types::Fd(fd), at, cut(length)).flags(flags).build();
         self.push(entry.user_data(slot.address() as u64 | SENDS));
