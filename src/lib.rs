@@ -99,7 +99,7 @@
 //! | cancel, and learn how it ended | [`Operation::cancel`], [`Operation::timeout`]; [`Wait::cancel`](iocp::Wait::cancel), [`Wait::timeout`](iocp::Wait::timeout) |
 //! | wait until a call of your own would not block | [`ready`], [`Event`] |
 //! | the raw status, an end of file, more data | [`Wait::exact`](iocp::Wait::exact), [`Completion`](iocp::Completion) |
-//! | poll, run, spawn tasks | [`Queue`], [`Task`] |
+//! | poll, run, spawn tasks | [`Queue`], [`Task`], [`yield_now`] |
 //! | wake the queue from another thread | [`Notifier`] |
 //! | use it from a program whose threads are not its own | [`Remote`] |
 //! | choose the kernel | [`Queue::builder`], [`KernelKind`] |
@@ -169,7 +169,7 @@ pub use queue::{
 };
 pub use remote::{Answer, Remote};
 pub use socket::Socket;
-pub use task::Task;
+pub use task::{Task, yield_now};
 pub use time::{Elapsed, Interval, Sleep, interval, sleep, timeout};
 
 pub use iocp::{Overlapped, submit, wait, wait_with};

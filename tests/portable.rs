@@ -3,7 +3,7 @@
 #[macro_use]
 mod each_kernel;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::Write;
 #[cfg(unix)]
@@ -362,6 +362,23 @@ on_each_kernel! {
                 assert!(ends < 10_000, "the other task is starved");
             }
         }).unwrap();
+    }
+
+    /// Q4: who yields goes behind those that are ready, in turn.
+    fn who_yields_lets_the_others_go_first(queue) {
+        let turns: Rc<RefCell<Vec<u32>>> = Rc::default();
+        let tasks = [0, 1, 2].map(|number| {
+            let turns = Rc::clone(&turns);
+            queue.spawn(async move {
+                for _ in 0..3 {
+                    turns.borrow_mut().push(number);
+                    ioqueue::yield_now().await;
+                }
+            })
+        });
+        queue.run().unwrap();
+        assert!(tasks.iter().all(|task| task.is_finished()));
+        assert_eq!(*turns.borrow(), [0, 1, 2, 0, 1, 2, 0, 1, 2]);
     }
 
     /// Q5: an operation that nobody waits for wakes no task, though one has waited for the last in its place.

@@ -28,7 +28,8 @@ demo [--native|--wine]            send a file through two relays and compare wha
                                   for Windows under Wine
 bench [linux|windows] [--runs N] [--json FILE] [--no-peers] [BENCH...]
                                   measure the queue beside the same work done by hand: on Linux, where other runtimes
-                                  do it too, and under Wine; without a system, on all that can be measured here
+                                  do it too, and under Wine; without a system, on all that can be measured here, which
+                                  takes half an hour and more
 bench chart FIGURES.json PICTURE.svg
                                   draw what it has measured on Linux
 soak [--minutes N] [--seed S] [--sanitize | --threads]   try every order of threads, then random orders on the simulated
@@ -54,7 +55,10 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
+    // What is run by cargo, or handed to another program, has a help of its own.
+    let is_asked = command != "cross" && rest.iter().any(|word| word == "--help" || word == "-h");
     match command {
+        _ if is_asked => print!("cargo xtask ...\n{HELP}"),
         "help" | "--help" | "-h" => print!("cargo xtask ...\n{HELP}"),
         "setup" => setup::setup()?,
         "cross" => return cross::cross(rest),

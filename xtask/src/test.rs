@@ -46,6 +46,9 @@ pub fn test(arguments: &[String]) -> Result<ExitCode> {
     }
     println!();
     suites.iter().for_each(Suite::print);
+    if suites.len() > 1 {
+        println!("{}", total(&suites));
+    }
     Ok(if suites.iter().all(Suite::passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -191,6 +194,11 @@ impl Suite {
         self.passed
     }
 
+    /// How many tests came to that, as the programs' closing lines say.
+    fn count(&self, what: &str) -> u64 {
+        self.results.iter().map(|(_, line)| number_before(line, what)).sum()
+    }
+
     fn print(&self) {
         println!("{}:", self.name);
         for (program, result) in &self.results {
@@ -199,21 +207,32 @@ impl Suite {
         self.skips.iter().for_each(|skip| println!("  SKIPPED {skip}"));
         self.failures.iter().for_each(|test| println!("  FAILED {test}"));
         self.hung.iter().for_each(|hung| println!("  HUNG {hung}"));
-        let count =
-            |what| self.results.iter().map(|(_, line)| number_before(line, what)).sum::<u64>();
         if self.results.is_empty() && !self.passed {
             println!("  no test ran: cargo's own error stands above");
         }
         println!(
             "  {}: {} passed, {} failed, {} ignored, {} skipped, in {:.0} s",
             if self.passed { "ok" } else { "FAILED" },
-            count("passed"),
+            self.count("passed"),
             self.failures.len(),
-            count("ignored"),
+            self.count("ignored"),
             self.skips.len(),
             self.seconds,
         );
     }
+}
+
+/// One line for all of them.
+fn total(suites: &[Suite]) -> String {
+    let failed: usize = suites.iter().map(|suite| suite.failures.len()).sum();
+    let skipped: usize = suites.iter().map(|suite| suite.skips.len()).sum();
+    let passed: u64 = suites.iter().map(|suite| suite.count("passed")).sum();
+    let bad: Vec<_> = suites.iter().filter(|suite| !suite.passed).map(|suite| suite.name).collect();
+    let verdict = match bad.is_empty() {
+        true => format!("all {} runs are ok; why what was skipped is said above", suites.len()),
+        false => format!("FAILED: {}", bad.join("; ")),
+    };
+    format!("{verdict}\nall: {passed} passed, {failed} failed, {skipped} skipped")
 }
 
 fn read_lines(from: PipeReader) -> Receiver<String> {

@@ -5,14 +5,14 @@ use std::fmt::Write;
 use super::figures::Line;
 use crate::shell::Result;
 
-/// Whose bars there are, and what each is filled with.
-const SHOWN: [(&str, &str); 6] = [
-    ("ioqueue", "#d9480f"),
-    ("ioqueue-readiness", "#f4a261"),
-    ("tokio", "#3b5b7a"),
-    ("monoio", "#6c8ead"),
-    ("compio", "#9db4c9"),
-    ("smol", "#c9d6e2"),
+/// Whose bars there are, what they are called, and what each is filled with.
+const SHOWN: [(&str, &str, &str); 6] = [
+    ("ioqueue", "ioqueue (io_uring)", "#d9480f"),
+    ("ioqueue-readiness", "ioqueue (epoll)", "#e08a3c"),
+    ("tokio", "tokio", "#3b5b7a"),
+    ("monoio", "monoio", "#6c8ead"),
+    ("compio", "compio", "#7d97b0"),
+    ("smol", "smol", "#b3a1c4"),
 ];
 
 const WIDTH: u32 = 760;
@@ -43,7 +43,7 @@ pub fn chart(figures: &str) -> Result<String> {
     let (mut bars, mut y) = (String::new(), TOP);
     for bench in benches {
         let begin = y;
-        for (program, fill) in SHOWN {
+        for (program, _, fill) in SHOWN {
             let is_its = |line: &&Line| {
                 line.field("bench").is_ok_and(|it| it == bench)
                     && line.field("impl").is_ok_and(|it| it == program)
@@ -54,9 +54,11 @@ pub fn chart(figures: &str) -> Result<String> {
             writeln!(
                 bars,
                 "<rect x=\"{LEFT}\" y=\"{y}\" width=\"{length:.0}\" height=\"{}\" fill=\"{fill}\"/>\
-                 <text class=\"share\" x=\"{:.0}\" y=\"{middle}\">{share:.2}</text>",
+                 <text class=\"share{}\" x=\"{:.0}\" y=\"{middle}\">{share:.2}</text>",
                 BAR - 1,
-                f64::from(LEFT) + length + 4.0,
+                // Within the bar, where it is long enough: outside it would lie on the dashed line.
+                if share > 0.2 { " in" } else { "" },
+                f64::from(LEFT) + length + if share > 0.2 { -3.0 } else { 4.0 },
             )?;
             y += BAR;
         }
@@ -75,22 +77,23 @@ pub fn chart(figures: &str) -> Result<String> {
 fn page(bars: &str, height: u32) -> String {
     let mut legend = String::new();
     let mut x = LEFT;
-    for (program, fill) in SHOWN {
+    for (_, name, fill) in SHOWN {
         let _ = write!(
             legend,
             "<rect x=\"{x}\" y=\"26\" width=\"10\" height=\"10\" fill=\"{fill}\"/>\
-             <text x=\"{}\" y=\"35\">{program}</text>",
+             <text x=\"{}\" y=\"35\">{name}</text>",
             x + 14,
         );
-        x += 34 + 7 * program.len() as u32;
+        x += 28 + 6 * name.len() as u32;
     }
     let (one, bottom) = (f64::from(LEFT) + ONE, height - BETWEEN + 4);
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\">\n\
          <title>Rates on Linux, as a share of the better program by hand</title>\n\
          <style>text {{ font: 12px sans-serif; fill: #57606a }} .share {{ font-size: 9px }} \
+         .in {{ text-anchor: end; fill: #fff }} \
          line {{ stroke: #57606a; stroke-dasharray: 3 3 }} \
-         @media (prefers-color-scheme: dark) {{ text {{ fill: #adbac7 }} line {{ stroke: #adbac7 }} }}</style>\n\
+         @media (prefers-color-scheme: dark) {{ text:not(.in) {{ fill: #adbac7 }} line {{ stroke: #adbac7 }} }}</style>\n\
          <text x=\"{LEFT}\" y=\"14\">Rate as a share of the better of epoll and io_uring by hand (dashed): longer is \
          faster</text>\n\
          {legend}\n{bars}\
@@ -122,7 +125,7 @@ mod tests {
             assert!(chart.contains(part), "{part} is not in {chart}");
         }
         // Nobody's bar but those of the three.
-        assert_eq!(chart.matches("class=\"share\"").count(), 3);
+        assert_eq!(chart.matches("class=\"share").count(), 3);
         assert!(super::chart("[]").is_err());
     }
 }
