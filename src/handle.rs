@@ -433,7 +433,7 @@ impl Registration {
         }
     }
 
-    /// Has the system see what was begun on the handle, and it may not have seen.
+    /// Has the system see a send that was begun on the handle and was to wait for others.
     #[cfg(unix)]
     fn hand_over(&self) {
         if self.source.as_ref().is_some_and(|source| source.borrow().is_submitted()) {

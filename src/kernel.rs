@@ -299,7 +299,7 @@ impl Kernel {
         }
     }
 
-    /// Nobody may look at the kernel again for a while: what was begun is to be.
+    /// Has the system see what was begun: nobody may look at the kernel again for a while.
     pub(crate) fn hand_over(&self) {
         #[cfg(target_os = "linux")]
         if let Self::Uring(ring) = self {

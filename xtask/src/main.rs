@@ -55,10 +55,10 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
-    // What is run by cargo, or handed to another program, has a help of its own.
-    let is_asked = command != "cross" && rest.iter().any(|word| word == "--help" || word == "-h");
-    match command {
-        _ if is_asked => print!("cargo xtask ...\n{HELP}"),
+    // What is handed to another program asks that one.
+    let hands_on = ["cross", runner::UNDER_WINE, runner::NATIVELY].contains(&command);
+    let is_asked = !hands_on && rest.iter().any(|word| word == "--help" || word == "-h");
+    match if is_asked { "help" } else { command } {
         "help" | "--help" | "-h" => print!("cargo xtask ...\n{HELP}"),
         "setup" => setup::setup()?,
         "cross" => return cross::cross(rest),
