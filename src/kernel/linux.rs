@@ -5,15 +5,19 @@
 //! system's own code has pushed out of the processor's cache since the last of them. Together that is 1 to 3 % of a
 //! message (docs/PERFORMANCE.md).
 
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::slice;
 
+use rustix::io::ReadWriteFlags;
 use rustix::io_uring::{IoringEnterFlags, io_uring_enter, io_uring_enter_arg};
 use rustix::io_uring::{io_uring_getevents_arg, io_uring_ptr};
+use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::unix::{Errno, cut};
+use crate::op::PeerAddress;
 
 /// What a call returned: a count, of which none is asked for more than fits (`cut`).
 #[inline(always)]
@@ -55,6 +59,68 @@ pub(super) unsafe fn send(fd: RawFd, at: *const u8, length: usize) -> Result<u32
     let (fd, bytes) =
         unsafe { (BorrowedFd::borrow_raw(fd), slice::from_raw_parts(at, cut(length) as usize)) };
     count(rustix::net::send(fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL))
+}
+
+/// connect(2).
+///
+/// # Safety
+/// `peer` is valid. The descriptor is open.
+#[inline(always)]
+pub(super) unsafe fn connect(fd: RawFd, peer: *const PeerAddress) -> Result<u32, Errno> {
+    struct Peer(*const PeerAddress);
+    // SAFETY: the address is at its beginning, and as long as it says.
+    unsafe impl SocketAddrArg for Peer {
+        unsafe fn with_sockaddr<R>(
+            &self,
+            connect: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R,
+        ) -> R {
+            // SAFETY: it is valid (the promise of who makes one).
+            let length = unsafe { (*self.0).length };
+            connect(self.0.cast(), length)
+        }
+    }
+    // SAFETY: the descriptor is open (a promise of the caller's).
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    count(rustix::net::connect(fd, &Peer(peer)).map(|()| 0))
+}
+
+/// preadv2(2), told not to wait for a disk. The place `u64::MAX` is the current one.
+///
+/// # Safety
+/// `parts` are so many, to be written to. The descriptor is open.
+#[inline(always)]
+pub(super) unsafe fn read_now(
+    fd: RawFd,
+    parts: *mut libc::iovec,
+    parts_count: usize,
+    offset: u64,
+) -> Result<u32, Errno> {
+    // SAFETY: the descriptor is open, and the parts are there and nobody else's (a promise of the caller's). To the
+    // system they are the same (see IoSliceMut), and no reference to what they hold is formed.
+    let (fd, parts) = unsafe {
+        let parts = slice::from_raw_parts_mut(parts.cast::<IoSliceMut<'_>>(), parts_count);
+        (BorrowedFd::borrow_raw(fd), parts)
+    };
+    count(rustix::io::preadv2(fd, parts, offset, ReadWriteFlags::NOWAIT))
+}
+
+/// pwritev2(2), told not to wait for a disk. The place `u64::MAX` is the current one.
+///
+/// # Safety
+/// `parts` are so many. The descriptor is open.
+#[inline(always)]
+pub(super) unsafe fn write_now(
+    fd: RawFd,
+    parts: *const libc::iovec,
+    parts_count: usize,
+    offset: u64,
+) -> Result<u32, Errno> {
+    // SAFETY: as in `read_now`.
+    let (fd, parts) = unsafe {
+        let parts = slice::from_raw_parts(parts.cast::<IoSlice<'_>>(), parts_count);
+        (BorrowedFd::borrow_raw(fd), parts)
+    };
+    count(rustix::io::pwritev2(fd, parts, offset, ReadWriteFlags::NOWAIT))
 }
 
 /// write(2) to an eventfd.

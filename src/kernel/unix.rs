@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::call::Call;
 #[cfg(target_os = "linux")]
-use super::linux::{self, receive, send};
+use super::linux::{self, connect as connect_call, receive, send};
 use super::source::{Medium, descriptor};
 use super::{BindError, Identity, Mark};
 use crate::error::NtStatus;
@@ -246,19 +246,20 @@ unsafe fn move_parts(
     offset: Option<u64>,
 ) -> Result<u32, Errno> {
     // -1 is the current position.
-    let offset = match offset.map(libc::off64_t::try_from) {
-        None => -1,
-        Some(Ok(offset)) => offset,
-        Some(Err(_)) => return Err(libc::EINVAL),
+    let offset = match offset {
+        None => u64::MAX,
+        Some(offset) if i64::try_from(offset).is_ok() => offset,
+        Some(_) => return Err(libc::EINVAL),
     };
+    let parts_count = parts_count as usize;
     // SAFETY: passed on.
-    count(unsafe {
+    unsafe {
         if reads {
-            libc::preadv2(fd, parts, parts_count, offset, libc::RWF_NOWAIT)
+            linux::read_now(fd, parts.cast_mut(), parts_count, offset)
         } else {
-            libc::pwritev2(fd, parts, parts_count, offset, libc::RWF_NOWAIT)
+            linux::write_now(fd, parts, parts_count, offset)
         }
-    })
+    }
 }
 
 /// Other systems have no such flag.
@@ -351,14 +352,23 @@ pub(crate) unsafe fn vectored_blocking(
     unsafe { vectored(fd, Medium::File, true, reads, parts, parts_count) }
 }
 
+/// connect(2).
+///
+/// # Safety
+/// `peer` is valid.
+#[cfg(not(target_os = "linux"))]
+unsafe fn connect_call(fd: RawFd, peer: *const PeerAddress) -> Result<u32, Errno> {
+    // SAFETY: passed on; the address is as long as it says.
+    count(unsafe { libc::connect(fd, peer.cast(), (*peer).length) } as isize)
+}
+
 /// Begins to connect a socket whose calls do not block.
 ///
 /// # Safety
 /// `peer` is valid.
 pub(crate) unsafe fn connect(fd: RawFd, peer: *const PeerAddress) -> Tried {
-    // SAFETY: passed on; the address is as long as it says.
-    let result = count(unsafe { libc::connect(fd, peer.cast(), (*peer).length) } as isize);
-    match result {
+    // SAFETY: passed on.
+    match unsafe { connect_call(fd, peer) } {
         Ok(count) => Tried::Moved(count),
         Err(libc::EINPROGRESS | libc::EINTR) => Tried::WouldBlock,
         // A listener of a path has no room for another just now.
