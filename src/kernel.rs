@@ -477,7 +477,7 @@ impl Kernel {
     }
 
     /// Takes what has come since, and gives it to `sink`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn dequeue(&self, timeout_ms: u32, sink: &mut impl Sink) -> io::Result<()> {
         with!(self, room => room.dequeue(timeout_ms, sink))
     }

@@ -80,7 +80,8 @@ pub(crate) struct Inner {
     budget: Cell<u32>,
     /// A task used up its budget: ask the kernel before any other is resumed.
     overdue: Cell<bool>,
-    clock: Cell<Duration>,
+    /// The coarse time of the first start of something since the last look at the kernel.
+    clock: Cell<Option<Duration>>,
     /// How often the kernel was asked.
     looks: Cell<u32>,
     /// `run` is at work.
@@ -136,7 +137,6 @@ impl Inner {
     fn new(kernel: Kernel) -> Rc<Self> {
         let (shared, owner) = Shared::new(kernel.alarm());
         let shared = Arc::new(shared);
-        let clock = Cell::new(kernel.coarse_now());
         let inner = Rc::new(Self {
             kernel,
             shared,
@@ -156,7 +156,7 @@ impl Inner {
             handles: Cell::new(0),
             budget: Cell::new(BUDGET),
             overdue: Cell::new(false),
-            clock,
+            clock: Cell::new(None),
             looks: Cell::new(0),
             running: Cell::new(false),
             closed: Cell::new(false),
@@ -171,9 +171,20 @@ impl Inner {
         inner
     }
 
-    /// The coarse time of the last look at the kernel.
+    /// The coarse time of now, or of a moment since the last look at the kernel.
+    #[inline(always)]
     pub(crate) fn clock(&self) -> Duration {
-        self.clock.get()
+        match self.clock.get() {
+            Some(clock) => clock,
+            None => self.read_clock(),
+        }
+    }
+
+    #[inline(never)]
+    fn read_clock(&self) -> Duration {
+        let clock = self.kernel.coarse_now();
+        self.clock.set(Some(clock));
+        clock
     }
 
     /// Changes with each look at the kernel.

@@ -259,6 +259,14 @@ impl Tasks {
         self.roots.borrow().get(id.root_depth()?).map(Arc::clone)
     }
 
+    /// Wakes a `block_on`, if the name is one's.
+    fn wake_root(&self, id: TaskId) {
+        let roots = self.roots.borrow();
+        if let Some(blocker) = id.root_depth().and_then(|depth| roots.get(depth)) {
+            blocker.wake_here();
+        }
+    }
+
     /// Says that what this waker wakes is being polled, until what it gives is dropped.
     #[inline(always)]
     fn polling(&self, id: TaskId, waker: &Waker) -> Polling<'_> {
@@ -405,7 +413,7 @@ impl Drop for Polling<'_> {
 
 impl Inner {
     /// Polls a task, or drops one that was cancelled. Does nothing for one that is finished.
-    #[inline(never)]
+    #[inline(always)]
     pub(crate) fn resume_task(&self, id: TaskId) {
         let Some((body, future)) = self.tasks.begin(id) else { return self.wake_root(id) };
         let mut turn = Turn::of(&self.tasks, &body);
@@ -433,9 +441,7 @@ impl Inner {
 
     /// Has a `block_on` poll its future, if the name is one's.
     pub(crate) fn wake_root(&self, id: TaskId) {
-        if let Some(blocker) = self.tasks.root(id) {
-            blocker.wake_here();
-        }
+        self.tasks.wake_root(id);
     }
 
     /// Drops a task's future, unless it is finished or being polled. Runs user code.

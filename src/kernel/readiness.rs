@@ -162,6 +162,7 @@ impl Readiness {
         Outcome::PENDING
     }
 
+    #[inline(always)]
     fn watch(&self, source: &Source, more: u8) -> Result<(), Errno> {
         let is_new = source.watched == 0;
         let watched = self.poller.watch(source.fd, source.key, source.watched | more, is_new);
@@ -183,37 +184,16 @@ impl Readiness {
         self.sources.cancel(slot) || self.jobs.cancel(slot)
     }
 
+    #[inline(always)]
     pub(crate) fn dequeue(&self, timeout_ms: u32, sink: &mut impl Sink) -> io::Result<()> {
-        let (mut heard, mut rang, mut timer) = (false, false, false);
         let mut longest = self.sources.longest(timeout_ms);
         if self.sources.has_doubts() && !self.doubts_are_timed.get() && !self.set_timer() {
             longest = longest.min(DOUBT_MS);
         }
-        let answer = self.poller.wait(longest, |key, events| {
-            if key == TIMER {
-                timer = true;
-                return;
-            }
-            heard = true;
-            if key == BELL {
-                rang = true;
-                return;
-            }
-            let index = EntryId::index_of_key(key);
-            let is_its = |source: &Source| source.key == key;
-            let is_all = events == Events::READ && !self.poller.forgets();
-            if is_all && self.sources.something_came(index, is_its, sink) {
-                return;
-            }
-            self.sources.became_ready(
-                index,
-                is_its,
-                events,
-                if self.poller.forgets() { IN | OUT } else { 0 },
-                |source, more| self.watch(source, more),
-                sink,
-            );
-        });
+        let mut round =
+            Round { readiness: self, sink: &mut *sink, heard: false, rang: false, timer: false };
+        let answer = self.poller.wait(longest, &mut round);
+        let Round { heard, rang, timer, .. } = round;
         if timer {
             self.doubts_are_timed.set(false);
             self.sources.resolve_doubts(!heard, sink);
@@ -308,6 +288,51 @@ impl Readiness {
 
     pub(crate) fn coarse_now(&self) -> Duration {
         unix::coarse_now()
+    }
+}
+
+/// What a look at the poller brings.
+struct Round<'a, S> {
+    readiness: &'a Readiness,
+    sink: &'a mut S,
+    /// Something else than the timer.
+    heard: bool,
+    rang: bool,
+    timer: bool,
+}
+
+/// Takes what the poller says. A trait, as a closure cannot be told to be inlined.
+trait Listener {
+    fn event(&mut self, key: usize, events: Events);
+}
+
+impl<S: Sink> Listener for Round<'_, S> {
+    #[inline(always)]
+    fn event(&mut self, key: usize, events: Events) {
+        if key == TIMER {
+            self.timer = true;
+            return;
+        }
+        self.heard = true;
+        if key == BELL {
+            self.rang = true;
+            return;
+        }
+        let Readiness { poller, sources, .. } = self.readiness;
+        let index = EntryId::index_of_key(key);
+        let is_its = |source: &Source| source.key == key;
+        let is_all = events == Events::READ && !poller.forgets();
+        if is_all && sources.something_came(index, is_its, self.sink) {
+            return;
+        }
+        sources.became_ready(
+            index,
+            is_its,
+            events,
+            if poller.forgets() { IN | OUT } else { 0 },
+            |source, more| self.readiness.watch(source, more),
+            self.sink,
+        );
     }
 }
 

@@ -711,7 +711,8 @@ impl Sources {
 
     /// Gives `link` what waits under a registration that ends, and is in no list yet.
     pub(crate) fn adopt(&self, entry: EntryId, mut link: impl FnMut(SlotRef)) {
-        let Some(source) = self.get(entry) else { return };
+        let list = self.list.borrow();
+        let Some(Some(source)) = list.get(entry.index()) else { return };
         let source = source.borrow();
         for lane in [source.input, source.output] {
             for slot in lane.iter() {

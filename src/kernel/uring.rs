@@ -78,6 +78,11 @@ const CROWD: usize = 2;
 /// `IORING_ENTER_*`, see io_uring_enter(2).
 const GET_EVENTS: u32 = 1;
 const REGISTERED: u32 = 16;
+/// Whoever waits is not said to wait for a disk, which takes two locked instructions (Linux 6.16).
+const NO_IOWAIT: u32 = 128;
+
+/// As many of what has ended as a call finishes at most (io_uring/io_uring.c, IO_LOCAL_TW_DEFAULT_MAX).
+const FINISHED_AT_ONCE: usize = 20;
 
 /// One io_uring.
 pub(crate) struct Uring {
@@ -124,8 +129,12 @@ impl Uring {
             ));
         }
         // A sandbox may allow the ring and refuse its use: one look tells.
-        // SAFETY: hands over nothing and waits for nothing.
-        unsafe { ring.submitter().enter::<libc::sigset_t>(0, 0, GET_EVENTS, None)? };
+        let look = |flags| {
+            // SAFETY: hands over nothing and waits for nothing.
+            unsafe { ring.submitter().enter::<libc::sigset_t>(0, 0, GET_EVENTS | flags, None) }
+        };
+        let flags = if look(NO_IOWAIT).is_ok() { NO_IOWAIT } else { 0 };
+        look(flags)?;
         debug_assert!(ring.submission().is_empty());
         let bell = Arc::new(Bell::new()?);
         // Last: what is registered stays so, and keeps the ring open, where this fails.
@@ -133,7 +142,7 @@ impl Uring {
         let registered = register(raw);
         Ok(Self {
             descriptor: registered.unwrap_or(raw),
-            enter_flags: if registered.is_some() { REGISTERED } else { 0 },
+            enter_flags: if registered.is_some() { flags | REGISTERED } else { flags },
             host: OnceCell::new(),
             bell,
             bell_rings: Cell::new(false),
@@ -384,6 +393,7 @@ impl Uring {
             if count == 0 && !finish {
                 return;
             }
+            let before = self.ring.borrow_mut().completion().len();
             // What the kernel does not take now stays in the queue.
             let handed = self.enter(count, 0, if finish { GET_EVENTS } else { 0 }, None);
             let goes_on = match handed {
@@ -393,10 +403,16 @@ impl Uring {
                 Err(_) => return,
             };
             let mut ring = self.ring.borrow_mut();
-            let submissions = ring.submission();
-            // It finishes a few at a time only (io_uring/io_uring.c, IO_LOCAL_TW_DEFAULT_MAX).
-            let has_work = finish && submissions.taskrun();
-            if !has_work && (!goes_on || (is_all && submissions.is_empty())) {
+            let completions = ring.completion();
+            let (finished, is_full) = (completions.len().saturating_sub(before), completions.is_full());
+            drop(completions);
+            if finish && is_full {
+                drop(ring);
+                self.take_completions();
+                continue;
+            }
+            let may_have_work = finish && finished >= FINISHED_AT_ONCE;
+            if !may_have_work && (!goes_on || (is_all && ring.submission().is_empty())) {
                 return;
             }
         }
@@ -412,7 +428,7 @@ impl Uring {
     }
 
     /// io_uring_enter(2).
-    #[inline]
+    #[inline(always)]
     fn enter(
         &self,
         count: u32,
@@ -451,6 +467,7 @@ impl Uring {
         true
     }
 
+    #[inline(always)]
     pub(crate) fn dequeue(&self, timeout_ms: u32, sink: &mut impl Sink) -> io::Result<()> {
         if !self.is_plain.get() && !self.bell_rings.get() {
             self.watch_bell();
@@ -561,13 +578,13 @@ impl Uring {
         if self.sources.has_doubts() && !self.doubts_are_timed.get() {
             self.set_timer();
         }
-        self.flush(false);
-        let has_work = {
+        // What has come before the host's descriptor was emptied told it in vain.
+        self.flush(true);
+        let is_left = {
             let mut ring = self.ring.borrow_mut();
-            let submissions = ring.submission();
-            submissions.taskrun() || submissions.cq_overflow()
+            !ring.completion().is_empty() || ring.submission().cq_overflow()
         };
-        if has_work || !self.early.borrow().is_empty() {
+        if is_left || !self.early.borrow().is_empty() {
             // It cannot fail but for a descriptor that is closed, which this is not.
             let _ = host.ring();
         }
@@ -623,26 +640,22 @@ impl Uring {
     }
 
     /// Hands over what there is and waits for a completion, if none is there.
+    #[inline(always)]
     fn look(&self, timeout_ms: u32) -> io::Result<()> {
         let is_plain = self.is_plain.get();
         let is_all = is_plain || self.unload_backlog();
         let mut ring = self.ring.borrow_mut();
+        let brings_nothing = ring.completion().is_empty();
+        let count = ring.submission().len() as u32;
+        drop(ring);
+        if count == 0 && !brings_nothing {
+            return Ok(());
+        }
         // What is still to be handed over may be what ends first.
         let waits = timeout_ms > 0
             && is_all
-            && ring.completion().is_empty()
+            && brings_nothing
             && (is_plain || self.early.borrow().is_empty());
-        let submissions = ring.submission();
-        let count = submissions.len() as u32;
-        if count == 0 && !waits {
-            // Without the flag that says whether there is work, there may be.
-            let has_work = !self.is_recent || submissions.taskrun() || submissions.cq_overflow();
-            if !has_work {
-                return Ok(());
-            }
-        }
-        drop(submissions);
-        drop(ring);
         let is_limited = waits && timeout_ms != u32::MAX;
         let entered = if is_limited {
             let limit = types::Timespec::from(Duration::from_millis(timeout_ms.into()));
@@ -841,19 +854,16 @@ fn poll_data(key: usize, what: u8) -> u64 {
 fn setup() -> io::Result<(IoUring, bool)> {
     let mut builder = IoUring::builder();
     builder.dontfork().setup_clamp().setup_cqsize(4 * ENTRIES);
+    // Without the flag that says whether a look would find something: that is two locked instructions each time
+    // something comes, and most looks wait.
     let mut recent = builder.clone();
-    recent
-        .setup_submit_all()
-        .setup_single_issuer()
-        .setup_coop_taskrun()
-        .setup_taskrun_flag()
-        .setup_defer_taskrun();
-    match recent.build(ENTRIES) {
+    recent.setup_submit_all().setup_single_issuer().setup_defer_taskrun();
+    // DEFER_TASKRUN came with 6.1, the rest before; NO_SQARRAY with 6.6.
+    let newest = recent.clone().setup_no_sqarray().build(ENTRIES);
+    let is_unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+    match newest.or_else(|error| if is_unknown(&error) { recent.build(ENTRIES) } else { Err(error) }) {
         Ok(ring) => Ok((ring, true)),
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            // DEFER_TASKRUN came with 6.1, the rest before.
-            Ok((builder.build(ENTRIES)?, false))
-        }
+        Err(error) if is_unknown(&error) => Ok((builder.build(ENTRIES)?, false)),
         Err(error) => Err(error),
     }
 }

@@ -105,7 +105,7 @@ impl Inner {
             // Looked at once even where nothing is owed; waited only for what is.
             let rest = if self.counted.get() > 0 { deadline.rest_ms(now) } else { 0 };
             let rest = if unheard { rest.min(SWEEP_MS) } else { rest };
-            let result = self.dequeue(rest);
+            let result = self.dequeue_apart(rest);
             unheard = self.sweep(false);
             self.after_turn();
             self.resume_rest();

@@ -101,7 +101,8 @@ impl Inner {
     }
 
     /// Takes one batch off the kernel. Says whether a notifier rang. Runs no user code.
-    pub(super) fn dequeue(&self, timeout_ms: u32) -> io::Result<bool> {
+    #[inline(always)]
+    fn dequeue(&self, timeout_ms: u32) -> io::Result<bool> {
         let mut ready = self.ready.borrow_mut();
         let mut intake = Intake { queue: self, ready: &mut ready, notified: false };
         self.looks.set(self.looks.get().wrapping_add(1));
@@ -109,6 +110,12 @@ impl Inner {
         self.budget.set(BUDGET);
         self.overdue.set(false);
         Ok(intake.notified)
+    }
+
+    /// As `dequeue`, where a return more does not matter.
+    #[inline(never)]
+    pub(super) fn dequeue_apart(&self, timeout_ms: u32) -> io::Result<bool> {
+        self.dequeue(timeout_ms)
     }
 
     fn note_foreign(&self, packet: Packet) {
@@ -157,6 +164,10 @@ impl Inner {
 
     /// Asks the kernel until something is ready, the time is up, or (unless `even_idle`) nothing is
     /// waited for. Runs no user code; `after_turn` does.
+    ///
+    /// Inlined, as all is from the loop to its system calls: after one the processor does not know any more where to a
+    /// function returns, and each return costs as much as a hundred instructions (docs/PERFORMANCE.md).
+    #[inline(always)]
     pub(super) fn turn(&self, timeout: Option<Duration>, even_idle: bool) -> io::Result<()> {
         if !self.over.borrow().is_empty() {
             self.take_what_is_over();
@@ -176,7 +187,7 @@ impl Inner {
         let rest_ms = if timeout.is_some() { 0 } else { FOR_EVER_MS };
         loop {
             let notified = self.dequeue(rest_ms)?;
-            self.clock.set(self.kernel.coarse_now());
+            self.clock.set(None);
             if self.has_ready() || rest_ms == 0 || notified || self.has_unheard() || idle() {
                 return Ok(());
             }
@@ -195,10 +206,10 @@ impl Inner {
         let mut now = self.kernel.now();
         let deadline = Deadline::after(now, timeout);
         loop {
-            let notified = self.dequeue(deadline.or(self.timers.first()).rest_ms(now))?;
+            let notified = self.dequeue_apart(deadline.or(self.timers.first()).rest_ms(now))?;
             // Read once a poll that did not have to wait again.
             now = self.kernel.now();
-            self.clock.set(self.kernel.coarse_now());
+            self.clock.set(None);
             while let Some(waker) = self.timers.expire(now) {
                 if let Some(waker) = waker {
                     self.ready.borrow_mut().push(waker.into());
@@ -274,7 +285,8 @@ impl Inner {
     }
 
     /// Resumes what is ready, then asks the kernel, until `step` says that it is done.
-    fn resume_until(&self, even_idle: bool, mut step: impl FnMut() -> Step) -> io::Result<()> {
+    #[inline(never)]
+    fn resume_until(&self, even_idle: bool, step: &mut dyn FnMut() -> Step) -> io::Result<()> {
         let mut resumed = 0;
         loop {
             let step = step();
@@ -285,24 +297,25 @@ impl Inner {
             if self.closed.get() {
                 return Err(Closed.into());
             }
-            let others_first = self.overdue.get() || resumed == RESUMES;
-            if !others_first && self.has_ready() && self.resume_next() {
-                resumed += 1;
-                continue;
+            let mut left = 1;
+            let others_first = self.overdue.get() || resumed >= RESUMES;
+            if others_first || !self.has_ready() {
+                let at_once = step == Step::Again;
+                let turned = self.turn(at_once.then_some(Duration::ZERO), even_idle);
+                self.after_turn();
+                turned?;
+                // What that brought has its turn before `step`, which may never be done being busy.
+                left = self.ready.borrow().len() + self.shared.len(&self.owner);
+                left = left.min(RESUMES);
+                resumed = 0;
             }
-            let at_once = step == Step::Again;
-            let turned = self.turn(at_once.then_some(Duration::ZERO), even_idle);
-            self.after_turn();
-            turned?;
-            // What that brought has its turn before `step`, which may never be done being busy.
-            let brought = self.ready.borrow().len() + self.shared.len(&self.owner);
-            let brought = brought.min(RESUMES);
-            resumed = 0;
-            while resumed < brought && !self.overdue.get() && !self.closed.get() {
+            while left > 0 && !self.overdue.get() && !self.closed.get() {
+                left -= 1;
+                // Also if there is none to be had: the kernel is asked in time.
+                resumed += 1;
                 if !self.resume_next() {
                     break;
                 }
-                resumed += 1;
             }
         }
     }
@@ -322,7 +335,8 @@ impl Inner {
         }
         let _running = Running(&self.running);
         let was_closed = self.closed.get();
-        self.resume_until(false, || if self.is_running() { Step::Wait } else { Step::Done })?;
+        let step = || if self.is_running() { Step::Wait } else { Step::Done };
+        self.resume_until(false, &mut { step })?;
         if self.closed.get() && !was_closed { Err(Closed.into()) } else { Ok(()) }
     }
 
@@ -332,7 +346,7 @@ impl Inner {
         let waker = Waker::from(Arc::clone(&blocker));
         let root = self.tasks.enter_root(Arc::clone(&blocker));
         let mut output = None;
-        self.resume_until(true, || {
+        self.resume_until(true, &mut || {
             if blocker.take() {
                 if let Poll::Ready(value) = root.poll(future.as_mut(), &waker) {
                     output = Some(value);

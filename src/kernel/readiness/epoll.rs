@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use rustix::event::Timespec;
-use rustix::event::epoll::{self, Event};
+use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
 use super::super::source::{IN, OUT};
+use super::Listener;
 use super::unix;
-use crate::op::Events;
 
 /// How many events one call may bring.
 const BATCH: usize = 256;
@@ -77,6 +77,7 @@ impl Poller {
     }
 
     /// For `what`, from now on, and if the handle is ready already.
+    #[inline(always)]
     pub(super) fn watch(&self, fd: RawFd, key: usize, what: u8, is_new: bool) -> io::Result<()> {
         let mut events = 0;
         if what & IN != 0 {
@@ -104,21 +105,23 @@ impl Poller {
         let _ = self.control(libc::EPOLL_CTL_DEL, fd, 0, 0);
     }
 
+    #[inline(always)]
     fn control(&self, what: i32, fd: RawFd, events: i32, key: usize) -> io::Result<()> {
-        let events = (events | libc::EPOLLET) as u32;
-        let mut event = libc::epoll_event { events, u64: key as u64 };
-        // SAFETY: takes numbers and an event of ours; descriptors that are none are answered with an
-        // error.
-        let answer = unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), what, fd, &raw mut event) };
-        if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        let events = EventFlags::from_bits_retain((events | libc::EPOLLET) as u32);
+        let key = EventData::new_u64(key as u64);
+        // SAFETY: for this call alone, which answers a number that is no descriptor with an error.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let answer = match what {
+            libc::EPOLL_CTL_ADD => epoll::add(&self.epoll, fd, key, events),
+            libc::EPOLL_CTL_MOD => epoll::modify(&self.epoll, fd, key, events),
+            _ => epoll::delete(&self.epoll, fd),
+        };
+        answer.map_err(io::Error::from)
     }
 
-    /// Gives each event's key and what it says to `sink`.
-    pub(super) fn wait(
-        &self,
-        timeout_ms: u32,
-        mut sink: impl FnMut(usize, Events),
-    ) -> io::Result<()> {
+    /// Gives each event's key and what it says to `listener`.
+    #[inline(always)]
+    pub(super) fn wait(&self, timeout_ms: u32, listener: &mut impl Listener) -> io::Result<()> {
         let mut events = self.events.borrow_mut();
         // A wait that is longer than fits is cut, and waited again.
         let limit = (timeout_ms != u32::MAX).then(|| {
@@ -133,7 +136,7 @@ impl Poller {
         };
         for &mut Event { flags, data, .. } in events {
             // The flags are those of poll(2), but for the edge.
-            sink(data.u64() as usize, unix::events_of(flags.bits() as u16 as i16));
+            listener.event(data.u64() as usize, unix::events_of(flags.bits() as u16 as i16));
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use polling::{Event, PollMode};
 
 use super::super::source::{IN, OUT};
+use super::Listener;
 use crate::op;
 use crate::op::Events;
 
@@ -71,12 +72,8 @@ impl Poller {
         let _ = self.poller.delete(unsafe { BorrowedFd::borrow_raw(fd) });
     }
 
-    /// Gives each event's key and what it says to `sink`.
-    pub(super) fn wait(
-        &self,
-        timeout_ms: u32,
-        mut sink: impl FnMut(usize, Events),
-    ) -> io::Result<()> {
+    /// Gives each event's key and what it says to `listener`.
+    pub(super) fn wait(&self, timeout_ms: u32, listener: &mut impl Listener) -> io::Result<()> {
         let timeout = (timeout_ms != u32::MAX).then(|| Duration::from_millis(timeout_ms.into()));
         let mut events = self.events.borrow_mut();
         events.clear();
@@ -102,13 +99,13 @@ impl Poller {
                     seen.insert(what);
                 }
             }
-            sink(event.key, seen);
+            listener.event(event.key, seen);
         }
         if rang {
             if self.forgets() {
                 self.watch(self.bell.0, self.bell.1 - 1, IN, false)?;
             }
-            sink(self.bell.1, Events::default());
+            listener.event(self.bell.1, Events::default());
         }
         Ok(())
     }
