@@ -1,347 +1,529 @@
-//! No peer: the least that tasks which await can cost. epoll by the edge, on one thread; a call is made where it is
-//! awaited, and the event resumes the task whose number stands in the connection.
+//! No peer: the least that tasks which await can cost, on epoll and on io_uring. One thread; a call is made where it
+//! is awaited, and an event or a completion goes on at once with the task that waits for it.
 //!
 //! It keeps none of the promises of a library: what is dropped while it waits is not cancelled, a waker on another
-//! thread wakes but one future, a task that was spawned runs until it ends, and the first program to have a handle
-//! closed under it reads from whatever has the number then. So what this loses against the programs by hand no library wins back
-//! in these benchmarks.
+//! thread wakes but one future, a task that was spawned runs until it ends, one whose calls go on succeeding keeps all
+//! others waiting, and the first program to have a handle closed under it reads from whatever has the number then. So
+//! what this loses against the programs by hand no library wins back in these benchmarks.
 
-use std::cell::{Cell, RefCell};
+mod calls;
+mod epoll;
+mod uring;
+
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::mem::ManuallyDrop;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::marker::PhantomData;
+use std::mem::{self, ManuallyDrop};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::ptr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+
+use calls::call;
+pub(crate) use epoll::Epoll;
+pub(crate) use uring::Uring;
 
 use crate::benches::{Ended, Runtime, Stream};
 
-pub(crate) struct Bare;
+pub(crate) struct Bare<K>(PhantomData<K>);
 
-/// The number of the future that `run` was given; those of tasks are above.
-const ROOT: usize = 0;
-/// Nobody waits.
-const NOBODY: usize = usize::MAX;
-const BATCH: usize = 256;
-/// The event of a thread's bell. Sources' addresses are even.
-const BELL: u64 = 1;
+/// Where the two differ. All of it is for the thread that calls it, once that has opened it.
+pub(crate) trait Kernel: 'static {
+    /// Each write to the bell goes on with the task.
+    fn open(bell: RawFd, task: Task);
+    /// Waits, and goes on with the tasks whose turn it is.
+    fn wait();
 
-type Task = Pin<Box<dyn Future<Output = ()>>>;
+    /// Has the source told of an edge, and of each that follows.
+    fn watch(source: &Source, edge: i32);
+    /// Waits until the socket is connected, or can't be: the edges of that.
+    fn connecting(source: &Source, task: Task) -> Poll<io::Result<usize>>;
 
-thread_local! {
-    static TASKS: RefCell<Vec<Option<Task>>> = const { RefCell::new(Vec::new()) };
-    static READY: RefCell<VecDeque<usize>> = const { RefCell::new(VecDeque::new()) };
-    /// The task that is being polled.
-    static CURRENT: Cell<usize> = const { Cell::new(NOBODY) };
-    static EPOLL: OwnedFd = {
-        // SAFETY: takes a number and gives a descriptor, which is nobody's yet.
-        unsafe { OwnedFd::from_raw_fd(libc::epoll_create1(libc::EPOLL_CLOEXEC)) }
-    };
-}
+    #[inline(always)]
+    fn accept(listener: &Source, task: Task) -> Poll<io::Result<usize>> {
+        listener.accept::<Self>(task)
+    }
 
-fn resume(task: usize) {
-    if task != NOBODY {
-        READY.with_borrow_mut(|ready| ready.push_back(task));
+    /// Has the kernel keep a descriptor that will be used often, if it does such things.
+    fn keep(_: RawFd) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn send(source: &Source, bytes: &[u8], task: Task) -> Poll<io::Result<usize>> {
+        source.send::<Self>(bytes, task)
     }
 }
 
-// ---- wakers: the number of a task, and of its thread ----
+// ---- tasks ----
 
-const THREADS: usize = 8;
-/// Bits of a waker that number its task.
-const TASK_BITS: u32 = 32;
+/// A future, with the bell of its thread. It stays when the future has ended: there may be wakers.
+struct Record {
+    future: UnsafeCell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
+    /// Who waits for its end.
+    waiter: Cell<Task>,
+    bell: RawFd,
+}
 
-/// What each thread is woken by.
-static BELLS: [AtomicI32; THREADS] = [const { AtomicI32::new(-1) }; THREADS];
-static THREADS_BEGUN: AtomicUsize = AtomicUsize::new(0);
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) struct Task(*const Record);
 
 thread_local! {
-    static THREAD: usize = THREADS_BEGUN.fetch_add(1, Ordering::Relaxed);
+    static READY: RefCell<VecDeque<Task>> = const { RefCell::new(VecDeque::new()) };
+    /// Others are ready, besides the task that runs.
+    static OTHERS: Cell<bool> = const { Cell::new(false) };
+    /// What this thread is woken by.
+    static BELL: Cell<RawFd> = const { Cell::new(-1) };
+}
+
+impl Task {
+    const NOBODY: Self = Self(ptr::null());
+
+    fn new(future: Pin<Box<dyn Future<Output = ()>>>) -> Self {
+        let (future, waiter) = (UnsafeCell::new(Some(future)), Cell::new(Self::NOBODY));
+        Self(Box::leak(Box::new(Record { future, waiter, bell: BELL.get() })))
+    }
+
+    /// The one that runs. Its waker is its address.
+    #[inline(always)]
+    fn current(context: &Context) -> Self {
+        Self(context.waker().data().cast())
+    }
+
+    /// Gives it a turn later.
+    fn resume(self) {
+        if self != Self::NOBODY {
+            READY.with_borrow_mut(|ready| ready.push_back(self));
+        }
+    }
+
+    /// Goes on with it. `others`: there are others whose turn it is.
+    #[inline(always)]
+    fn run(self, others: bool) {
+        // SAFETY: the address is null or that of a record, which stays.
+        let Some(record) = (unsafe { self.0.as_ref() }) else { return };
+        // SAFETY: tasks don't run within each other, and nothing else uses the future.
+        let future = unsafe { &mut *record.future.get() };
+        let Some(running) = future else { return };
+        OTHERS.set(others);
+        // SAFETY: the functions take the address of a record.
+        let waker = unsafe { Waker::from_raw(RawWaker::new(self.0.cast(), &TABLE)) };
+        if running.as_mut().poll(&mut Context::from_waker(&ManuallyDrop::new(waker))).is_ready() {
+            *future = None;
+            record.waiter.replace(Self::NOBODY).resume();
+        }
+    }
+
+    fn has_ended(self) -> bool {
+        // SAFETY: as above, and it does not run.
+        unsafe { (*(*self.0).future.get()).is_none() }
+    }
 }
 
 static TABLE: RawWakerVTable =
     RawWakerVTable::new(|it| RawWaker::new(it, &TABLE), wake, wake, |_| {});
 
 fn wake(it: *const ()) {
-    let (thread, task) = (it.addr() >> TASK_BITS, it.addr() & ((1 << TASK_BITS) - 1));
-    if THREAD.with(|&here| here == thread) {
-        return resume(task);
+    let task = Task(it.cast());
+    // SAFETY: records stay, and nobody writes to this part.
+    let (bell, one) = (unsafe { (*task.0).bell }, 1_u64);
+    if bell == BELL.get() {
+        return task.resume();
     }
-    let (bell, one) = (BELLS[thread].load(Ordering::Relaxed), 1_u64);
     // SAFETY: eight bytes of ours. Nobody reads them: each write is an edge.
-    unsafe { libc::write(bell, (&raw const one).cast(), 8) };
-}
-
-/// Has this thread's `run` resumed by others.
-fn watch_bell() {
-    // SAFETY: takes numbers, and an event of ours.
     unsafe {
-        let bell = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
-        THREAD.with(|&thread| BELLS[thread].store(bell, Ordering::Relaxed));
-        let mut event =
-            libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: BELL };
-        let epoll = EPOLL.with(AsRawFd::as_raw_fd);
-        assert_eq!(libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, bell, &raw mut event), 0);
+        call(libc::SYS_write, [bell as usize, (&raw const one).expose_provenance(), 8, 0, 0, 0])
+    };
+}
+
+// ---- sources ----
+
+/// A socket. It stays when that is closed, for the next one: the kernel may have more to say of it.
+pub(crate) struct Source {
+    socket: Cell<RawFd>,
+    /// What may succeed, as far as anybody knows: `POLLIN`, `POLLOUT`.
+    may: Cell<i32>,
+    /// Edges that are told of.
+    watched: Cell<i32>,
+    reader: Cell<Task>,
+    writer: Cell<Task>,
+    /// The kernel keeps the descriptor.
+    is_kept: Cell<bool>,
+    operation: Operation,
+    next_free: Cell<Option<&'static Source>>,
+}
+
+/// What was handed over to the kernel, one after the other.
+struct Operation {
+    task: Cell<Task>,
+    result: Cell<i32>,
+}
+
+impl Operation {
+    /// Results that no call has.
+    const NONE: i32 = i32::MIN;
+    const NOT_YET: i32 = i32::MIN + 1;
+
+    const fn new() -> Self {
+        Self { task: Cell::new(Task::NOBODY), result: Cell::new(Self::NONE) }
     }
 }
 
-fn poll<T>(task: usize, future: Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
-    CURRENT.set(task);
-    let name = THREAD.with(|&thread| thread << TASK_BITS | task);
-    // SAFETY: the functions take a number, and nothing is behind it.
-    let waker = unsafe { Waker::from_raw(RawWaker::new(ptr::without_provenance(name), &TABLE)) };
-    future.poll(&mut Context::from_waker(&ManuallyDrop::new(waker)))
+thread_local! {
+    static FREE: Cell<Option<&'static Source>> = const { Cell::new(None) };
 }
 
-fn poll_task(number: usize) {
-    let Some(mut task) = TASKS.with_borrow_mut(|tasks| tasks[number - 1].take()) else { return };
-    if poll(number, task.as_mut()).is_pending() {
-        TASKS.with_borrow_mut(|tasks| tasks[number - 1] = Some(task));
+/// A source whose socket is open.
+pub(crate) struct Open(&'static Source);
+
+impl Open {
+    fn new(socket: RawFd, may: i32, is_kept: bool) -> Self {
+        let source = FREE.take().unwrap_or_else(|| {
+            Box::leak(Box::new(Source {
+                socket: Cell::new(-1),
+                may: Cell::new(0),
+                watched: Cell::new(0),
+                reader: Cell::new(Task::NOBODY),
+                writer: Cell::new(Task::NOBODY),
+                is_kept: Cell::new(false),
+                operation: Operation::new(),
+                next_free: Cell::new(None),
+            }))
+        });
+        FREE.set(source.next_free.take());
+        source.socket.set(socket);
+        source.may.set(may);
+        source.watched.set(0);
+        source.is_kept.set(is_kept);
+        source.operation.result.set(Operation::NONE);
+        Self(source)
     }
 }
 
-// ---- connections ----
-
-pub(crate) struct Connection(Box<Source>);
-
-struct Source {
-    socket: OwnedFd,
-    /// The last receive took all there was, and no edge has come since.
-    drained: Cell<bool>,
-    reader: Cell<usize>,
-    writer: Cell<usize>,
-    /// Watched for room, too.
-    is_watched_for_room: Cell<bool>,
+impl Drop for Open {
+    fn drop(&mut self) {
+        // SAFETY: it is its own.
+        unsafe { call(libc::SYS_close, [self.0.socket(), 0, 0, 0, 0, 0]) };
+        self.0.reader.set(Task::NOBODY);
+        self.0.writer.set(Task::NOBODY);
+        self.0.next_free.set(FREE.replace(Some(self.0)));
+    }
 }
 
 impl Source {
-    fn watch(&self, how: i32, events: i32) {
-        let events = (events | libc::EPOLLIN | libc::EPOLLET) as u32;
-        let mut event =
-            libc::epoll_event { events, u64: ptr::from_ref(self).expose_provenance() as u64 };
-        let epoll = EPOLL.with(AsRawFd::as_raw_fd);
-        // SAFETY: the descriptors are open, the event is ours.
-        let done = unsafe { libc::epoll_ctl(epoll, how, self.socket.as_raw_fd(), &raw mut event) };
-        assert_eq!(done, 0, "epoll_ctl: {}", io::Error::last_os_error());
+    /// As calls take it.
+    #[inline(always)]
+    fn socket(&self) -> usize {
+        self.socket.get() as usize
     }
 
-    fn tell(&self, events: i32) {
-        if events & libc::EPOLLIN != 0 {
-            self.drained.set(false);
-            resume(self.reader.replace(NOBODY));
+    /// An edge has come.
+    #[inline(always)]
+    fn tell(&self, edges: i32, others: bool) {
+        self.may.set(self.may.get() | edges);
+        if edges & POLLIN != 0 {
+            self.reader.replace(Task::NOBODY).run(others);
         }
-        if events & libc::EPOLLOUT != 0 {
-            resume(self.writer.replace(NOBODY));
+        if edges & POLLOUT != 0 {
+            self.writer.replace(Task::NOBODY).run(others);
         }
     }
 
     #[inline(always)]
-    fn receive(&self, buffer: &mut Vec<u8>) -> Poll<io::Result<usize>> {
-        if !self.drained.get() {
-            let (room, flags) = (buffer.capacity(), libc::MSG_DONTWAIT);
-            // SAFETY: so much room the buffer has, and so much of it is filled.
-            let got = unsafe {
-                let got =
-                    libc::recv(self.socket.as_raw_fd(), buffer.as_mut_ptr().cast(), room, flags);
-                buffer.set_len(got.max(0) as usize);
-                got as usize
-            };
-            match answer(got as isize) {
-                Poll::Pending => self.drained.set(true),
-                ready => {
-                    self.drained.set(got < room && got > 0);
-                    return ready;
-                }
-            }
+    fn may(&self, what: i32) -> bool {
+        self.may.get() & what != 0
+    }
+
+    /// Waits for an edge.
+    #[inline(always)]
+    fn wait<T, K: Kernel + ?Sized>(&self, edge: i32, waiter: &Cell<Task>, task: Task) -> Poll<T> {
+        waiter.set(task);
+        if self.watched.get() & edge == 0 {
+            self.watched.set(self.watched.get() | edge);
+            K::watch(self, edge);
         }
-        self.reader.set(CURRENT.get());
         Poll::Pending
     }
 
     #[inline(always)]
-    fn send(&self, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: the bytes are there.
-        let sent = unsafe {
-            libc::send(self.socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags)
-        };
-        let sent = answer(sent);
-        if sent.is_pending() {
-            self.writer.set(CURRENT.get());
-            if !self.is_watched_for_room.replace(true) {
-                self.watch(libc::EPOLL_CTL_MOD, libc::EPOLLOUT);
+    fn receive<K: Kernel>(&self, buffer: &mut Vec<u8>, task: Task) -> Poll<io::Result<usize>> {
+        if self.may(POLLIN) {
+            let (to, room) = (buffer.as_mut_ptr().expose_provenance(), buffer.capacity());
+            let arguments = [self.socket(), to, room, libc::MSG_DONTWAIT as usize, 0, 0];
+            // SAFETY: so much room the buffer has.
+            let got = unsafe { call(libc::SYS_recvfrom, arguments) };
+            if got < room as isize && got != 0 {
+                self.may.set(self.may.get() & !POLLIN);
+            }
+            if got != WOULD_BLOCK {
+                // SAFETY: so much of it is filled.
+                unsafe { buffer.set_len(got.max(0) as usize) };
+                return Poll::Ready(result(got));
             }
         }
-        sent
+        self.wait::<_, K>(POLLIN, &self.reader, task)
+    }
+
+    #[inline(always)]
+    fn send<K: Kernel + ?Sized>(&self, bytes: &[u8], task: Task) -> Poll<io::Result<usize>> {
+        if self.may(POLLOUT) {
+            let flags = (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as usize;
+            let arguments =
+                [self.socket(), bytes.as_ptr().expose_provenance(), bytes.len(), flags, 0, 0];
+            // SAFETY: the bytes are there.
+            let sent = unsafe { call(libc::SYS_sendto, arguments) };
+            if sent < bytes.len() as isize {
+                self.may.set(self.may.get() & !POLLOUT);
+            }
+            if sent != WOULD_BLOCK {
+                return Poll::Ready(result(sent));
+            }
+        }
+        self.wait::<_, K>(POLLOUT, &self.writer, task)
+    }
+
+    fn accept<K: Kernel + ?Sized>(&self, task: Task) -> Poll<io::Result<usize>> {
+        if self.may(POLLIN) {
+            let flags = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as usize;
+            // SAFETY: takes numbers.
+            let accepted = unsafe { call(libc::SYS_accept4, [self.socket(), 0, 0, flags, 0, 0]) };
+            if accepted != WOULD_BLOCK {
+                return Poll::Ready(result(accepted));
+            }
+            self.may.set(self.may.get() & !POLLIN);
+        }
+        self.wait::<_, K>(POLLIN, &self.reader, task)
     }
 }
 
-/// What a call returned that was told not to block.
+const POLLIN: i32 = libc::POLLIN as i32;
+const POLLOUT: i32 = libc::POLLOUT as i32;
+const WOULD_BLOCK: isize = -(libc::EAGAIN as isize);
+
 #[inline(always)]
-fn answer(returned: isize) -> Poll<io::Result<usize>> {
-    match usize::try_from(returned) {
-        Ok(count) => Poll::Ready(Ok(count)),
-        Err(_) => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-            error => Poll::Ready(Err(error)),
-        },
+fn result(returned: isize) -> io::Result<usize> {
+    if returned < 0 {
+        return Err(io::Error::from_raw_os_error(-returned as i32));
+    }
+    Ok(returned as usize)
+}
+
+// ---- connections ----
+
+pub(crate) struct Connection<K>(Open, PhantomData<fn(K)>);
+
+impl<K: Kernel> Connection<K> {
+    fn new(socket: impl IntoRawFd) -> Self {
+        let socket = socket.into_raw_fd();
+        Self(Open::new(socket, POLLIN | POLLOUT, K::keep(socket)), PhantomData)
     }
 }
 
-impl Stream for Connection {
-    async fn receive(&mut self, mut buffer: Vec<u8>) -> Ended {
-        (poll_fn(|_| self.0.receive(&mut buffer)).await, buffer)
-    }
+/// A receive. Here and in a send nothing is dropped with one that is not over, which would have to be looked for.
+struct Receive<'a, K> {
+    source: &'a Source,
+    buffer: ManuallyDrop<Vec<u8>>,
+    kernel: PhantomData<fn(K)>,
+}
 
-    async fn send(&mut self, buffer: Vec<u8>) -> Ended {
-        (poll_fn(|_| self.0.send(&buffer)).await, buffer)
-    }
+impl<K: Kernel> Future for Receive<'_, K> {
+    type Output = Ended;
 
-    async fn send_all(&mut self, buffer: Vec<u8>) -> Ended {
-        let mut sent = 0;
-        while sent < buffer.len() {
-            match poll_fn(|_| self.0.send(&buffer[sent..])).await {
-                Ok(more) => sent += more,
-                Err(error) => return (Err(error), buffer),
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<Ended> {
+        let Self { source, buffer, .. } = &mut *self;
+        let received = source.receive::<K>(buffer, Task::current(context));
+        // SAFETY: nobody asks again.
+        received.map(|received| (received, unsafe { ManuallyDrop::take(buffer) }))
+    }
+}
+
+/// A send, of what there is room for or of all.
+struct Send<'a, K, const ALL: bool> {
+    source: &'a Source,
+    buffer: ManuallyDrop<Vec<u8>>,
+    sent: usize,
+    kernel: PhantomData<fn(K)>,
+}
+
+impl<K: Kernel, const ALL: bool> Future for Send<'_, K, ALL> {
+    type Output = Ended;
+
+    #[inline(always)]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<Ended> {
+        let Self { source, buffer, sent, .. } = &mut *self;
+        let ended = loop {
+            match K::send(source, &buffer[*sent..], Task::current(context)) {
+                Poll::Ready(Ok(more)) => {
+                    *sent += more;
+                    if !ALL || *sent == buffer.len() {
+                        break Ok(*sent);
+                    }
+                }
+                Poll::Ready(error) => break error,
+                Poll::Pending => return Poll::Pending,
             }
-        }
-        (Ok(sent), buffer)
+        };
+        // SAFETY: nobody asks again.
+        Poll::Ready((ended, unsafe { ManuallyDrop::take(buffer) }))
     }
 }
 
-fn connection(socket: OwnedFd) -> io::Result<Connection> {
-    let source = Box::new(Source {
-        socket,
-        drained: Cell::new(false),
-        reader: Cell::new(NOBODY),
-        writer: Cell::new(NOBODY),
-        is_watched_for_room: Cell::new(false),
-    });
-    source.watch(libc::EPOLL_CTL_ADD, 0);
-    Ok(Connection(source))
+impl<K: Kernel> Stream for Connection<K> {
+    #[inline(always)]
+    fn receive(&mut self, buffer: Vec<u8>) -> impl Future<Output = Ended> {
+        let buffer = ManuallyDrop::new(buffer);
+        Receive { source: self.0.0, buffer, kernel: self.1 }
+    }
+
+    #[inline(always)]
+    fn send(&mut self, buffer: Vec<u8>) -> impl Future<Output = Ended> {
+        let buffer = ManuallyDrop::new(buffer);
+        Send::<_, false> { source: self.0.0, buffer, sent: 0, kernel: self.1 }
+    }
+
+    #[inline(always)]
+    fn send_all(&mut self, buffer: Vec<u8>) -> impl Future<Output = Ended> {
+        let buffer = ManuallyDrop::new(buffer);
+        Send::<_, true> { source: self.0.0, buffer, sent: 0, kernel: self.1 }
+    }
 }
+
+/// A socket that is being connected, with linger time 0.
+fn begin_connecting(address: SocketAddrV4) -> io::Result<Open> {
+    let kind = (libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as usize;
+    // SAFETY: takes numbers.
+    let socket =
+        result(unsafe { call(libc::SYS_socket, [libc::AF_INET as usize, kind, 0, 0, 0, 0]) })?;
+    let source = Open::new(socket as RawFd, 0, false);
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let (level, name) = (libc::SOL_SOCKET as usize, libc::SO_LINGER as usize);
+    let at = (&raw const linger).expose_provenance();
+    // SAFETY: so large it is.
+    let done =
+        unsafe { call(libc::SYS_setsockopt, [socket, level, name, at, size_of_val(&linger), 0]) };
+    result(done)?;
+    let name = libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: address.port().to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(*address.ip()).to_be() },
+        sin_zero: [0; 8],
+    };
+    let (at, size) = ((&raw const name).expose_provenance(), size_of_val(&name));
+    // SAFETY: so large it is.
+    match unsafe { call(libc::SYS_connect, [socket, at, size, 0, 0, 0]) } {
+        IN_PROGRESS => Ok(source),
+        done => result(done).map(|_| source),
+    }
+}
+
+const IN_PROGRESS: isize = -(libc::EINPROGRESS as isize);
 
 // ---- the runtime ----
 
-/// How a task ended, and who waits for that.
-#[derive(Default)]
-struct End {
-    has_come: Cell<bool>,
-    waiter: Cell<Option<usize>>,
-}
-
-/// Waits for events, and has those resumed whom they are for.
-fn wait(events: &mut Vec<libc::epoll_event>) {
-    let epoll = EPOLL.with(AsRawFd::as_raw_fd);
-    // SAFETY: so many events there is room for, and so many are filled in.
-    unsafe {
-        let count = libc::epoll_wait(epoll, events.as_mut_ptr(), BATCH as i32, -1);
-        events.set_len(count.max(0) as usize);
-    }
-    for event in &*events {
-        let (flags, source) = (event.events, event.u64);
-        if source == BELL {
-            resume(ROOT);
-            continue;
-        }
-        // SAFETY: the address is that of a source, which is in its box for as long as its socket is open.
-        let source: &Source = unsafe { &*ptr::with_exposed_provenance(source as usize) };
-        source.tell(flags as i32);
-    }
-}
-
-impl Runtime for Bare {
-    type Tcp = Connection;
-    type Unix = Connection;
-    type Listener = ();
+impl<K: Kernel> Runtime for Bare<K> {
+    type Tcp = Connection<K>;
+    type Unix = Connection<K>;
+    type Listener = Open;
     type File = File;
 
     fn run<T>(future: impl Future<Output = T>) -> T {
-        let mut future = pin!(future);
-        let mut events = Vec::with_capacity(BATCH);
-        watch_bell();
-        resume(ROOT);
+        // SAFETY: takes numbers.
+        BELL.set(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) });
+        let output = Cell::new(None);
+        let root: Pin<Box<dyn Future<Output = ()> + '_>> =
+            Box::pin(async { output.set(Some(future.await)) });
+        // SAFETY: it has ended when what it borrows does.
+        let root = Task::new(unsafe {
+            mem::transmute::<
+                Pin<Box<dyn Future<Output = ()> + '_>>,
+                Pin<Box<dyn Future<Output = ()>>>,
+            >(root)
+        });
+        K::open(BELL.get(), root);
+        root.resume();
         loop {
-            while let Some(next) = READY.with_borrow_mut(VecDeque::pop_front) {
-                if next != ROOT {
-                    poll_task(next);
-                } else if let Poll::Ready(output) = poll(ROOT, future.as_mut()) {
-                    return output;
-                }
+            while let Some((task, others)) =
+                READY.with_borrow_mut(|ready| Some((ready.pop_front()?, !ready.is_empty())))
+            {
+                task.run(others);
             }
-            wait(&mut events);
+            if let Some(output) = output.take() {
+                return output;
+            }
+            K::wait();
         }
     }
 
     fn spawn(future: impl Future<Output = ()> + 'static) -> impl Future<Output = ()> + 'static {
-        let end = Rc::new(End::default());
-        let its = Rc::clone(&end);
-        let task = Box::pin(async move {
-            future.await;
-            its.has_come.set(true);
-            its.waiter.take().into_iter().for_each(resume);
-        });
-        let number = TASKS.with_borrow_mut(|tasks| {
-            tasks.push(Some(task));
-            tasks.len()
-        });
-        resume(number);
-        poll_fn(move |_| {
-            if end.has_come.get() {
+        let task = Task::new(Box::pin(future));
+        task.resume();
+        poll_fn(move |context| {
+            if task.has_ended() {
                 return Poll::Ready(());
             }
-            end.waiter.set(Some(CURRENT.get()));
+            // SAFETY: records stay.
+            unsafe { (*task.0).waiter.set(Task::current(context)) };
             Poll::Pending
         })
     }
 
     fn tcp(stream: TcpStream) -> io::Result<Self::Tcp> {
-        connection(stream.into())
+        Ok(Connection::new(stream))
     }
 
     fn unix(stream: UnixStream) -> io::Result<Self::Unix> {
-        connection(stream.into())
+        Ok(Connection::new(stream))
     }
 
-    fn listener(_: TcpListener) -> io::Result<Self::Listener> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn listener(listener: TcpListener) -> io::Result<Self::Listener> {
+        listener.set_nonblocking(true)?;
+        Ok(Open::new(listener.into_raw_fd(), POLLIN, false))
     }
 
     async fn file(file: File) -> io::Result<Self::File> {
         Ok(file)
     }
 
-    async fn accept((): &Self::Listener) -> io::Result<Self::Tcp> {
-        Err(io::ErrorKind::Unsupported.into())
+    async fn accept(listener: &Self::Listener) -> io::Result<Self::Tcp> {
+        let socket = poll_fn(|context| K::accept(listener.0, Task::current(context))).await?;
+        Ok(Connection(Open::new(socket as RawFd, POLLIN | POLLOUT, false), PhantomData))
     }
 
-    async fn connect(_: SocketAddr) -> io::Result<Self::Tcp> {
-        Err(io::ErrorKind::Unsupported.into())
+    async fn connect(address: SocketAddr) -> io::Result<Self::Tcp> {
+        let SocketAddr::V4(address) = address else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let source = begin_connecting(address)?;
+        let told = poll_fn(|context| K::connecting(source.0, Task::current(context))).await?;
+        if told as i32 != POLLOUT {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        source.0.may.set(POLLIN | POLLOUT);
+        Ok(Connection(source, PhantomData))
     }
 
     /// Waits here for what is not in memory, which is next to nothing.
     async fn read_at(file: &Rc<Self::File>, mut buffer: Vec<u8>, offset: u64) -> Ended {
-        let part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.capacity() };
-        let mut read = |flags| {
-            // SAFETY: so much room the buffer has, and so much of it is filled.
-            unsafe {
-                let (fd, offset) = (file.as_raw_fd(), offset as i64);
-                let got = libc::preadv2(fd, &raw const part, 1, offset, flags);
-                buffer.set_len(got.max(0) as usize);
-                answer(got)
-            }
+        let to = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.capacity() };
+        let read = |flags: i32| {
+            let (file, to) = (file.as_raw_fd() as usize, (&raw const to).expose_provenance());
+            let arguments = [file, to, 1, offset as usize, 0, flags as usize];
+            // SAFETY: so much room the buffer has.
+            unsafe { call(libc::SYS_preadv2, arguments) }
         };
-        let Poll::Ready(got) = read(libc::RWF_NOWAIT) else {
-            let Poll::Ready(got) = read(0) else { unreachable!("it was told to wait") };
-            return (got, buffer);
-        };
-        (got, buffer)
+        let mut got = read(libc::RWF_NOWAIT);
+        if got == WOULD_BLOCK {
+            got = read(0);
+        }
+        // SAFETY: so much of it is filled.
+        unsafe { buffer.set_len(got.max(0) as usize) };
+        (result(got), buffer)
     }
 }

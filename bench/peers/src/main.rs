@@ -23,7 +23,8 @@ fn main() -> std::io::Result<()> {
     };
     let count: u32 = count.parse().expect("COUNT is a number");
     match peer.as_str() {
-        "bare" => benches::run::<bare::Bare>(peer, bench, count),
+        "bare" => benches::run::<bare::Bare<bare::Epoll>>(peer, bench, count),
+        "bare-uring" => benches::run::<bare::Bare<bare::Uring>>(peer, bench, count),
         "tokio" => benches::run::<tokio_peer::Tokio>(peer, bench, count),
         "monoio" => benches::run::<monoio_peer::Monoio>(peer, bench, count),
         "compio" => benches::run::<compio_peer::Compio>(peer, bench, count),

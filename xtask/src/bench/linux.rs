@@ -36,8 +36,8 @@ const TRIED: u32 = 10;
 
 const EPOLL: &str = "raw-epoll";
 const URING: &str = "raw-uring";
-/// `bare` is none: the least that tasks which await can cost.
-const PEERS: [&str; 5] = ["bare", "tokio", "monoio", "compio", "smol"];
+/// The first two are none: the least that tasks which await can cost, on epoll and on io_uring.
+const PEERS: [&str; 6] = ["bare", "bare-uring", "tokio", "monoio", "compio", "smol"];
 
 /// Measures those of the benches that are named, or all: what they came to, a row a line.
 pub fn bench(wanted: &Wanted) -> Result<Vec<String>> {
