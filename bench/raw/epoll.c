@@ -105,7 +105,7 @@ static void tell(int whom)
         die("write");
 }
 
-static void *answer(void *unused)
+static FLAT void *answer(void *unused)
 {
     struct epoll_event event;
     for (;;) {
@@ -233,6 +233,6 @@ int main(int argc, char **argv)
     const struct bench *bench = from_command_line(argc, argv, &count);
     epoll = new_epoll();
     bench->set_up(bench->argument);
-    measure(bench, "raw-epoll", count);
+    measure(bench, "raw-epoll" VARIANT, count);
     return 0;
 }

@@ -18,6 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "inline.h"
+
 enum {
     MESSAGE = 64,
     PIECE = 64 << 10,     /* of the stream */
@@ -324,8 +326,8 @@ struct bench {
 };
 
 static void set_up_tcp(int), set_up_unix(int), set_up_wake(int), set_up_stream(int), set_up_file(int), set_up_churn(int);
-static void run_pingpong(unsigned long), run_wake(unsigned long), run_stream(unsigned long), run_reads(unsigned long),
-    run_churn(unsigned long);
+static FLAT void run_pingpong(unsigned long), run_wake(unsigned long), run_stream(unsigned long),
+    run_reads(unsigned long), run_churn(unsigned long);
 
 static void check_nothing(void)
 {

@@ -105,7 +105,7 @@ static void enter(struct ring *r, unsigned want)
     r->submitted += (unsigned)count;
 }
 
-static struct io_uring_sqe *begin(struct ring *r, unsigned char opcode, int fd, void *data)
+static INLINE struct io_uring_sqe *begin(struct ring *r, unsigned char opcode, int fd, void *data)
 {
     if (r->tail - __atomic_load_n(r->sq_head, __ATOMIC_ACQUIRE) > r->sq_mask)
         enter(r, 0);
@@ -243,7 +243,7 @@ static void woken(const struct io_uring_cqe *cqe)
         wrong("the poll has ended");
 }
 
-static void *answer(void *barrier)
+static FLAT void *answer(void *barrier)
 {
     static struct ring own;
     open_ring(&own);
@@ -421,6 +421,6 @@ int main(int argc, char **argv)
     const struct bench *bench = from_command_line(argc, argv, &count);
     open_ring(&ring);
     bench->set_up(bench->argument);
-    measure(bench, "raw-uring", count);
+    measure(bench, "raw-uring" VARIANT, count);
     return 0;
 }
