@@ -36,6 +36,9 @@ const TRIED: u32 = 10;
 
 const EPOLL: &str = "raw-epoll";
 const URING: &str = "raw-uring";
+/// The same with the system calls inlined. They show what returning from a function costs after a call, which a
+/// program that calls libc pays: the better by hand is none of them.
+const INLINE: [&str; 2] = ["raw-epoll-inline", "raw-uring-inline"];
 /// The first two are none: the least that tasks which await can cost, on epoll and on io_uring.
 const PEERS: [&str; 6] = ["bare", "bare-uring", "tokio", "monoio", "compio", "smol"];
 
@@ -98,15 +101,16 @@ impl Row {
 }
 
 fn rows(folder: &Path, peers: bool) -> Result<Vec<Row>> {
-    let (epoll, uring) = (build_raw(folder, "epoll")?, build_raw(folder, "uring")?);
+    let mut rows = by_hand(folder, [EPOLL, URING], &[])?;
+    if cfg!(target_arch = "x86_64") {
+        rows.extend(by_hand(folder, INLINE, &["-DINLINE_CALLS"])?);
+    }
     let queue = build_queue()?;
-    let mut rows = vec![
-        Row::new(EPOLL, &epoll),
-        Row { optional: true, ..Row::new(URING, &uring) },
+    rows.extend([
         Row::new("ioqueue", &queue),
         Row { kernel: Some("uring"), optional: true, ..Row::new("ioqueue-uring", &queue) },
         Row { kernel: Some("readiness"), ..Row::new("ioqueue-readiness", &queue) },
-    ];
+    ]);
     if peers {
         let program = build_peers(folder)?;
         let row = |peer| Row { argument: Some(peer), optional: true, ..Row::new(peer, &program) };
@@ -115,12 +119,20 @@ fn rows(folder: &Path, peers: bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn build_raw(folder: &Path, name: &str) -> Result<PathBuf> {
+fn by_hand(folder: &Path, names: [&'static str; 2], flags: &[&str]) -> Result<Vec<Row>> {
+    let [epoll, uring] = names;
+    Ok(vec![
+        Row::new(epoll, &build_raw(folder, "epoll.c", epoll, flags)?),
+        Row { optional: true, ..Row::new(uring, &build_raw(folder, "uring.c", uring, flags)?) },
+    ])
+}
+
+fn build_raw(folder: &Path, source: &str, name: &str, flags: &[&str]) -> Result<PathBuf> {
     let program = folder.join(name);
     let mut compiler = Command::new("cc");
-    compiler.args(["-O2", "-Wall", "-Wextra", "-pthread", "-o"]).arg(&program);
-    compiler.arg(shell::root().join(format!("bench/raw/{name}.c")));
-    shell::step(&format!("{name} by hand"), &mut compiler)?;
+    compiler.args(["-O2", "-Wall", "-Wextra", "-pthread"]).args(flags).arg("-o").arg(&program);
+    compiler.arg(shell::root().join("bench/raw").join(source));
+    shell::step(name, &mut compiler)?;
     Ok(program)
 }
 
@@ -332,9 +344,10 @@ mod tests {
     #[test]
     fn programs_are_compared_with_the_better_by_hand_within_rounds() {
         let row = |name| Row::new(name, Path::new("program"));
-        let rows = [row(EPOLL), row(URING), row("ioqueue")];
+        let rows = [row(EPOLL), row(URING), row("ioqueue"), row(INLINE[1])];
         // The machine is half as fast in the second round.
-        let rates = [[100.0, 50.0, 100.0], [120.0, 60.0, 120.0], [60.0, 30.0, 60.0]];
+        let rates =
+            [[100.0, 50.0, 100.0], [120.0, 60.0, 120.0], [60.0, 30.0, 60.0], [150.0, 75.0, 150.0]];
         let programs = rows.iter().zip(&rates).map(|(row, rates)| program(row, rates)).collect();
         let figures = Figures { bench: "wake", unit: "round trips/s".into(), programs };
         assert_eq!(figures.better().row.name, URING);
@@ -343,7 +356,9 @@ mod tests {
         let rows = json(&figures);
         assert!(rows[2].contains("\"ratio_raw\":0.5000,\"ratio_epoll\":0.6,\"ratio_uring\":0.5,"));
         assert!(rows[2].contains("\"calls\":null"), "{}", rows[2]);
-        assert!(table(&figures).contains("| ioqueue | 60 | 16666667 | 0.600 | 0.500 | 0.500 |"));
+        let table = table(&figures);
+        assert!(table.contains("| ioqueue | 60 | 16666667 | 0.600 | 0.500 | 0.500 |"));
+        assert!(table.contains("| raw-uring-inline | 150 | 6666667 | 1.500 | 1.250 | 1.250 |"));
     }
 
     #[test]
