@@ -404,7 +404,8 @@ impl Uring {
             };
             let mut ring = self.ring.borrow_mut();
             let completions = ring.completion();
-            let (finished, is_full) = (completions.len().saturating_sub(before), completions.is_full());
+            let (finished, is_full) =
+                (completions.len().saturating_sub(before), completions.is_full());
             drop(completions);
             if finish && is_full {
                 drop(ring);
@@ -861,7 +862,9 @@ fn setup() -> io::Result<(IoUring, bool)> {
     // DEFER_TASKRUN came with 6.1, the rest before; NO_SQARRAY with 6.6.
     let newest = recent.clone().setup_no_sqarray().build(ENTRIES);
     let is_unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
-    match newest.or_else(|error| if is_unknown(&error) { recent.build(ENTRIES) } else { Err(error) }) {
+    match newest
+        .or_else(|error| if is_unknown(&error) { recent.build(ENTRIES) } else { Err(error) })
+    {
         Ok(ring) => Ok((ring, true)),
         Err(error) if is_unknown(&error) => Ok((builder.build(ENTRIES)?, false)),
         Err(error) => Err(error),
