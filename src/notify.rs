@@ -118,22 +118,14 @@ impl Shared {
     /// As [`ring`](Self::ring), for those that cannot fail: a system without memory for a packet is
     /// asked again (pitfall 15). Blocks this thread meanwhile, never the queue's.
     fn ring_until_heard(&self) {
-        self.insist(|| self.ring());
-    }
-
-    fn insist(&self, ring: impl Fn() -> io::Result<()>) {
-        while !self.is_closed() && ring().is_err() {
+        while !self.is_closed() && self.ring().is_err() {
             sleep(Duration::from_millis(1));
         }
     }
 
-    /// A wake-up was taken off the port.
+    /// The wake-up was taken off the port.
     pub(crate) fn answered(&self) {
-        // Looked at first, as a swap costs as much as all else: a `block_on` is woken without a number here. Who
-        // has counted before the wake-up that is answered was posted is seen, as the posting is.
-        if self.wanted.load(Ordering::Acquire) > 0 {
-            self.wanted.swap(0, Ordering::SeqCst);
-        }
+        self.wanted.swap(0, Ordering::SeqCst);
     }
 
     /// A task can go on.
@@ -361,10 +353,9 @@ impl Wake for Blocker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // On the queue's own thread nobody is asleep: the loop looks before it waits. A flag of its own says
-        // whether a wake-up is due, so this one is not counted.
+        // On the queue's own thread nobody is asleep: the loop looks before it waits.
         if !self.woken.swap(true, Ordering::AcqRel) && !self.shared.local.is_owner() {
-            self.shared.insist(|| self.shared.alarm.ring());
+            self.shared.ring_until_heard();
         }
     }
 }
