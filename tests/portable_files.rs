@@ -500,6 +500,16 @@ on_each_kernel! {
     }
 
     /// The position is the file's: a blocking read of a duplicate goes on where the queue's ended.
+    fn more_buffers_than_a_call_takes_are_refused(queue) {
+        let file: Registered<each_kernel::OnDisk> = file(queue, b"0123456789");
+        let buffers = || std::array::from_fn::<_, 1025, _>(|_| vec![0; 1]);
+        let (read, _) = queue.block_on(file.read_vectored(buffers())).unwrap();
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        let (written, _) = queue.block_on(file.write_vectored(buffers())).unwrap();
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(queue.block_on(read_full(&file, 4)).unwrap(), b"0123");
+    }
+
     fn the_position_is_the_files(queue) {
         let file: Registered<each_kernel::OnDisk> = file(queue, b"0123456789");
         assert_eq!(queue.block_on(read_full(&file, 4)).unwrap(), b"0123");

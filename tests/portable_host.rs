@@ -7,6 +7,8 @@
 mod each_kernel;
 
 use std::io::Write;
+#[cfg(target_os = "linux")]
+use std::os::fd::FromRawFd;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::task::Poll;
@@ -99,14 +101,51 @@ on_each_kernel! {
 
     // And from what another thread wakes.
     fn a_host_is_told_of_a_notifier(queue) {
-        let notifier = queue.notifier();
-        let (told, tells) = std::sync::mpsc::channel();
-        let other = thread::spawn(move || {
-            told.send(()).unwrap();
-            notifier.notify().unwrap();
-        });
-        host(queue, || tells.try_recv().is_ok());
-        other.join().unwrap();
+        for _ in 0..10 {
+            let notifier = queue.notifier();
+            let (told, tells) = std::sync::mpsc::channel();
+            // It sleeps in its own wait by then, most of the time.
+            look(queue);
+            let other = thread::spawn(move || {
+                told.send(()).unwrap();
+                notifier.notify().unwrap();
+            });
+            wait(queue);
+            host(queue, || tells.try_recv().is_ok());
+            other.join().unwrap();
+        }
+    }
+
+    // What a write to an eventfd brings is told of each time (io_uring/eventfd.c, IO_EVENTFD_OP_SIGNAL_BIT).
+    #[cfg(target_os = "linux")]
+    fn a_host_is_told_of_an_eventfd_each_time(queue) {
+        // SAFETY: takes numbers; the descriptor that comes back is nobody's yet.
+        let event = unsafe { std::fs::File::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };
+        let mut rings = event.try_clone().unwrap();
+        let event = queue.register(event).unwrap();
+        for _ in 0..5 {
+            let mut reading = event.read(vec![0; 8]);
+            look(queue);
+            assert!(poll_once(&mut reading).is_pending());
+            let other = thread::spawn(move || {
+                rings.write_all(&1_u64.to_ne_bytes()).unwrap();
+                rings
+            });
+            host(queue, || poll_once(&mut reading).is_ready());
+            rings = other.join().unwrap();
+        }
+    }
+
+    // The ring asks such handles again and finds nothing, more of them than it does in one call.
+    fn a_host_is_told_behind_edges_that_bring_nothing(queue) {
+        let _ = queue.as_fd();
+        let (ours, mut theirs) = each_kernel::unix_pair(queue);
+        let mut reading = ours.read(vec![0; 8]);
+        let crowd = each_kernel::taken_before_their_edges(queue, 200);
+        assert!(poll_once(&mut reading).is_pending());
+        theirs.write_all(b"hello").unwrap();
+        host(queue, || poll_once(&mut reading).is_ready());
+        drop(crowd);
     }
 
     // What a look leaves to be begun is begun by that look: the next would not come.

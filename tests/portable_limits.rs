@@ -150,6 +150,20 @@ on_each_kernel! {
         }
     }
 
+    /// A handle is let go of at once, whatever else the kernel has to see to.
+    fn a_handle_is_closed_behind_edges_that_bring_nothing(queue) {
+        for count in [45, 200] {
+            let (ours, mut theirs) = each_kernel::unix_pair(queue);
+            let mut reading = ours.read(vec![0; 8]);
+            let crowd = each_kernel::taken_before_their_edges(queue, count);
+            assert!(poll_once(&mut reading).is_pending());
+            drop((reading, ours));
+            theirs.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            assert_eq!(io::Read::read(&mut theirs, &mut [0; 4]).unwrap(), 0);
+            drop(crowd);
+        }
+    }
+
     /// A handle with thousands of operations in flight leaves, at once and for good.
     fn a_handle_with_thousands_in_flight_is_closed_at_once(queue) {
         for is_seen in [true, false] {

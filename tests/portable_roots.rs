@@ -13,10 +13,10 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use each_kernel::{look_around, pipe_in, poll_with};
+use each_kernel::{listener, look_around, pipe_in, poll_with};
 use ioqueue::error::Closed;
 use ioqueue::op::Read;
-use ioqueue::{Continuation, Operation};
+use ioqueue::{Continuation, Operation, yield_now};
 
 /// Polls an operation once as what polls this: it waits from then on.
 async fn begin(operation: &mut Operation<Read<Vec<u8>>>) {
@@ -62,6 +62,30 @@ on_each_kernel! {
             polled
         })).unwrap();
         assert_eq!(read.unwrap(), 5);
+    }
+
+    // The kernel is asked by each, also where it has just answered something that nobody waits for.
+    fn one_block_on_after_the_other_asks_the_kernel(queue) {
+        let (listener, _) = listener(queue);
+        let (ours, mut theirs) = pipe_in(queue);
+        let read = Rc::new(Cell::new(false));
+        let has_read = Rc::clone(&read);
+        let task = queue.spawn(async move {
+            assert_eq!(ours.read(vec![0; 8]).await.0.unwrap(), 5);
+            has_read.set(true);
+        });
+        queue.block_on(look_around()).unwrap();
+        for round in 0..1000 {
+            if round == 100 {
+                theirs.write_all(b"hello").unwrap();
+            }
+            queue.block_on(async {
+                yield_now().await;
+                drop(listener.accept());
+            }).unwrap();
+        }
+        assert!(read.get());
+        drop(task);
     }
 
     // A wait that goes on after its block_on, in another: the name is used again, and nothing hangs.

@@ -4,6 +4,8 @@ use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
+#[cfg(target_os = "linux")]
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::call::Call;
@@ -229,9 +231,9 @@ unsafe fn move_now(
     length: usize,
     offset: Option<u64>,
 ) -> Result<u32, Errno> {
-    let part = libc::iovec { iov_base: at.cast(), iov_len: cut(length) as usize };
+    let mut part = libc::iovec { iov_base: at.cast(), iov_len: cut(length) as usize };
     // SAFETY: one part that is valid for the call.
-    unsafe { move_parts(fd, reads, &raw const part, 1, offset) }
+    unsafe { move_parts(fd, reads, &raw mut part, 1, offset) }
 }
 
 /// # Safety
@@ -241,10 +243,14 @@ unsafe fn move_now(
 unsafe fn move_parts(
     fd: RawFd,
     reads: bool,
-    parts: *const libc::iovec,
+    parts: *mut libc::iovec,
     parts_count: i32,
     offset: Option<u64>,
 ) -> Result<u32, Errno> {
+    // What rustix would cut is refused, as the call itself does.
+    if parts_count > libc::UIO_MAXIOV {
+        return Err(libc::EINVAL);
+    }
     // -1 is the current position.
     let offset = match offset {
         None => u64::MAX,
@@ -255,7 +261,7 @@ unsafe fn move_parts(
     // SAFETY: passed on.
     unsafe {
         if reads {
-            linux::read_now(fd, parts.cast_mut(), parts_count, offset)
+            linux::read_now(fd, parts, parts_count, offset)
         } else {
             linux::write_now(fd, parts, parts_count, offset)
         }
@@ -303,7 +309,7 @@ unsafe fn vectored(
             });
         }
         #[cfg(target_os = "linux")]
-        return move_parts(fd, reads, parts, parts_count, None);
+        return move_parts(fd, reads, parts.cast_mut(), parts_count, None);
         #[cfg(not(target_os = "linux"))]
         Err(libc::EOPNOTSUPP)
     }
@@ -633,6 +639,9 @@ pub(crate) fn coarse_now() -> Duration {
 pub(crate) struct Bell {
     #[cfg(target_os = "linux")]
     event: OwnedFd,
+    /// Another, which rings with it.
+    #[cfg(target_os = "linux")]
+    other: OnceLock<Arc<Self>>,
     #[cfg(not(target_os = "linux"))]
     ends: (OwnedFd, OwnedFd),
 }
@@ -646,16 +655,22 @@ impl Bell {
             if event < 0 {
                 return Err(io::Error::last_os_error());
             }
-            Ok(Self { event: OwnedFd::from_raw_fd(event) })
+            Ok(Self { event: OwnedFd::from_raw_fd(event), other: OnceLock::new() })
         }
+    }
+
+    /// Has `other` ring with this one from now on, if none does.
+    pub(crate) fn ring_too(&self, other: &Arc<Self>) {
+        let _ = self.other.set(Arc::clone(other));
     }
 
     pub(crate) fn ring(&self) -> io::Result<()> {
         match linux::add_one(&self.event) {
             // A full counter wakes as well.
-            Ok(()) | Err(libc::EAGAIN) => Ok(()),
-            Err(errno) => Err(io::Error::from_raw_os_error(errno)),
+            Ok(()) | Err(libc::EAGAIN) => {}
+            Err(errno) => return Err(io::Error::from_raw_os_error(errno)),
         }
+        self.other.get().map_or(Ok(()), |other| other.ring())
     }
 
     /// Takes out what rang. What watches it by the edge need not: 2^64 rings are for ever.

@@ -81,9 +81,6 @@ const REGISTERED: u32 = 16;
 /// Whoever waits is not said to wait for a disk, which takes two locked instructions (Linux 6.16).
 const NO_IOWAIT: u32 = 128;
 
-/// As many of what has ended as a call finishes at most (io_uring/io_uring.c, IO_LOCAL_TW_DEFAULT_MAX).
-const FINISHED_AT_ONCE: usize = 20;
-
 /// One io_uring.
 pub(crate) struct Uring {
     ring: RefCell<IoUring>,
@@ -92,7 +89,7 @@ pub(crate) struct Uring {
     enter_flags: u32,
     /// Tells a host that waits for it that a look would find something: the ring's own descriptor does not,
     /// as what comes is taken in by looks only (`DEFER_TASKRUN`). Made when a host asks for it.
-    host: OnceCell<Bell>,
+    host: OnceCell<Arc<Bell>>,
     bell: Arc<Bell>,
     bell_rings: Cell<bool>,
     /// The timer for what waits in doubt is set.
@@ -393,7 +390,6 @@ impl Uring {
             if count == 0 && !finish {
                 return;
             }
-            let before = self.ring.borrow_mut().completion().len();
             // What the kernel does not take now stays in the queue.
             let handed = self.enter(count, 0, if finish { GET_EVENTS } else { 0 }, None);
             let goes_on = match handed {
@@ -403,17 +399,10 @@ impl Uring {
                 Err(_) => return,
             };
             let mut ring = self.ring.borrow_mut();
-            let completions = ring.completion();
-            let (finished, is_full) =
-                (completions.len().saturating_sub(before), completions.is_full());
-            drop(completions);
-            if finish && is_full {
-                drop(ring);
-                self.take_completions();
-                continue;
-            }
-            let may_have_work = finish && finished >= FINISHED_AT_ONCE;
-            if !may_have_work && (!goes_on || (is_all && ring.submission().is_empty())) {
+            let submissions = ring.submission();
+            // It finishes a few at a time only (io_uring/io_uring.c, IO_LOCAL_TW_DEFAULT_MAX).
+            let has_work = finish && submissions.taskrun();
+            if !has_work && (!goes_on || (is_all && submissions.is_empty())) {
                 return;
             }
         }
@@ -478,8 +467,7 @@ impl Uring {
         }
         let answer = self.look(self.sources.longest(timeout_ms));
         if let Some(host) = self.host.get() {
-            // What was told of until now is in this batch, or seen at its end to be left.
-            host.empty();
+            self.renew(host);
         }
         let (mut batch, mut seen, mut rang) = ([const { MaybeUninit::uninit() }; BATCH], 0, false);
         // Those that come while these are looked at are for the next look, but for a few.
@@ -579,24 +567,41 @@ impl Uring {
         if self.sources.has_doubts() && !self.doubts_are_timed.get() {
             self.set_timer();
         }
-        // What has come before the host's descriptor was emptied told it in vain.
-        self.flush(true);
-        let is_left = {
+        self.flush(false);
+        let has_work = {
             let mut ring = self.ring.borrow_mut();
-            !ring.completion().is_empty() || ring.submission().cq_overflow()
+            let submissions = ring.submission();
+            submissions.taskrun() || submissions.cq_overflow()
         };
-        if is_left || !self.early.borrow().is_empty() {
+        if has_work || !self.early.borrow().is_empty() {
             // It cannot fail but for a descriptor that is closed, which this is not.
             let _ = host.ring();
         }
     }
 
+    /// What a host was told of until now is in the batch that follows, or seen at its end to be left.
+    ///
+    /// Its descriptor is registered anew: of what comes from within a write to another eventfd newer kernels tell once a
+    /// registration, and late (io_uring/eventfd.c, IO_EVENTFD_OP_SIGNAL_BIT is never cleared).
+    #[cold]
+    fn renew(&self, host: &Bell) {
+        host.empty();
+        let ring = self.ring.borrow();
+        let submitter = ring.submitter();
+        let _ = submitter.unregister_eventfd();
+        if submitter.register_eventfd(host.as_fd().as_raw_fd()).is_err() {
+            // No memory just now: it is to come again.
+            let _ = host.ring();
+        }
+    }
+
     /// Has a descriptor say when a look would find something.
-    fn make_host(&self) -> io::Result<Bell> {
-        let host = Bell::new()?;
+    fn make_host(&self) -> io::Result<Arc<Bell>> {
+        let host = Arc::new(Bell::new()?);
         self.ring.borrow().submitter().register_eventfd(host.as_fd().as_raw_fd())?;
         // What has come before is told of as well.
         host.ring()?;
+        self.bell.ring_too(&host);
         Ok(host)
     }
 
@@ -646,17 +651,22 @@ impl Uring {
         let is_plain = self.is_plain.get();
         let is_all = is_plain || self.unload_backlog();
         let mut ring = self.ring.borrow_mut();
-        let brings_nothing = ring.completion().is_empty();
-        let count = ring.submission().len() as u32;
-        drop(ring);
-        if count == 0 && !brings_nothing {
-            return Ok(());
-        }
         // What is still to be handed over may be what ends first.
         let waits = timeout_ms > 0
             && is_all
-            && brings_nothing
+            && ring.completion().is_empty()
             && (is_plain || self.early.borrow().is_empty());
+        let submissions = ring.submission();
+        let count = submissions.len() as u32;
+        if count == 0 && !waits {
+            // Without the flag that says whether there is work, there may be.
+            let has_work = !self.is_recent || submissions.taskrun() || submissions.cq_overflow();
+            if !has_work {
+                return Ok(());
+            }
+        }
+        drop(submissions);
+        drop(ring);
         let is_limited = waits && timeout_ms != u32::MAX;
         let entered = if is_limited {
             let limit = types::Timespec::from(Duration::from_millis(timeout_ms.into()));
@@ -855,10 +865,13 @@ fn poll_data(key: usize, what: u8) -> u64 {
 fn setup() -> io::Result<(IoUring, bool)> {
     let mut builder = IoUring::builder();
     builder.dontfork().setup_clamp().setup_cqsize(4 * ENTRIES);
-    // Without the flag that says whether a look would find something: that is two locked instructions each time
-    // something comes, and most looks wait.
     let mut recent = builder.clone();
-    recent.setup_submit_all().setup_single_issuer().setup_defer_taskrun();
+    recent
+        .setup_submit_all()
+        .setup_single_issuer()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .setup_defer_taskrun();
     // DEFER_TASKRUN came with 6.1, the rest before; NO_SQARRAY with 6.6.
     let newest = recent.clone().setup_no_sqarray().build(ENTRIES);
     let is_unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);

@@ -548,7 +548,7 @@ unsafe impl<B: IoBufMut, const N: usize> Request for ReadVectored<B, N> {
         let buffers = self.buffers.iter_mut();
         self.parts.fill(buffers.map(|it| (it.io_mut_ptr(), it.io_capacity())));
         let Parts { list, gathered } = &mut self.parts;
-        Call::ReadVectored { parts: list.as_ptr(), count: N, gathered }
+        Call::ReadVectored { parts: list.as_mut_ptr().cast_const(), count: N, gathered }
     }
 
     fn finish(mut self, result: io::Result<u32>) -> Self::Output {

@@ -6,8 +6,11 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::{Blocking, Of, unique};
+use ioqueue::{Queue, Registered};
+
+use super::{Blocking, Of, poll_once, unique};
 
 pub fn on_wine() -> bool {
     false
@@ -278,4 +281,45 @@ pub fn forget_contents(file: &File) {
     file.sync_all().unwrap();
     // SAFETY: takes numbers.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
+/// A registered end of a Unix socket, and the other.
+pub fn unix_pair(queue: &Queue) -> (Registered<UnixStream>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (queue.register(ours).unwrap(), theirs)
+}
+
+/// So many connections, of each of which an edge is still to be told that has brought nothing: what came was read
+/// before.
+pub fn taken_before_their_edges(
+    queue: &Queue,
+    count: usize,
+) -> Vec<(Registered<UnixStream>, UnixStream)> {
+    use std::io::Write;
+    let look = || {
+        let mut ready = Vec::new();
+        queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+        for continuation in ready {
+            continuation.resume();
+        }
+    };
+    let crowd: Vec<_> = (0..count).map(|_| unix_pair(queue)).collect();
+    for (ours, theirs) in &crowd {
+        // Watched from now on. As much is read as there is room for, so that the next read tries.
+        let mut reading = ours.read(vec![0; 1]);
+        look();
+        (&*theirs).write_all(b"x").unwrap();
+        while poll_once(&mut reading).is_pending() {
+            look();
+        }
+    }
+    for (ours, theirs) in &crowd {
+        (&*theirs).write_all(b"y").unwrap();
+        (&*theirs).write_all(b"z").unwrap();
+        for _ in 0..2 {
+            let mut reading = ours.read(vec![0; 1]);
+            assert!(poll_once(&mut reading).is_ready() || poll_once(&mut reading).is_ready());
+        }
+    }
+    crowd
 }
