@@ -149,7 +149,8 @@ pub enum KernelKind {
     CompletionPort,
     /// Linux' io_uring, with calls made directly where they do not block.
     Uring,
-    /// epoll, kqueue, event ports: waits until a call would not block, then makes it.
+    /// epoll, kqueue, event ports: waits until a call would not block, then makes it. Files are never waited for so:
+    /// what is not in memory, and most that is written, up to eight threads of the process read and write.
     Readiness,
     /// A simulated Windows, from `ioqueue::sim`, in builds with the feature `sim`.
     Simulated,

@@ -776,9 +776,10 @@ impl AsFd for Queue {
     /// kernel or another thread brought. For a host loop to wait on, by the level.
     ///
     /// It says nothing of what this thread does by itself. What was started since the last poll is begun by
-    /// the next, and what was woken here (a task's waker, by the host's own code) waits for it: so poll,
-    /// with a timeout of zero, before each wait. Nor does it tell of timers: a host that uses them does not
-    /// wait for longer than until the first. On systems other than Linux it tells nothing either of a connect
+    /// the next, and what was woken here (a task's waker, by the host's own code, or a task that yields) waits for
+    /// it: so poll, with a timeout of zero, and resume what comes, until a poll appends nothing; then wait. Nor does
+    /// it tell of timers: a host that uses them does not wait for longer than until the first. It may say so once
+    /// more than there is to find. On systems other than Linux it tells nothing either of a connect
     /// that waits for a Unix socket's listener to have room: a host with such a one looks now and then.
     ///
     /// # Panics
