@@ -259,8 +259,8 @@ impl Tasks {
         self.roots.borrow().get(id.root_depth()?).map(Arc::clone)
     }
 
-    /// Wakes a `block_on`, if the name is one's.
-    fn wake_root(&self, id: TaskId) {
+    /// Has a `block_on` poll its future, if the name is one's.
+    pub(crate) fn wake_root(&self, id: TaskId) {
         let roots = self.roots.borrow();
         if let Some(blocker) = id.root_depth().and_then(|depth| roots.get(depth)) {
             blocker.wake_here();
@@ -415,7 +415,7 @@ impl Inner {
     /// Polls a task, or drops one that was cancelled. Does nothing for one that is finished.
     #[inline(always)]
     pub(crate) fn resume_task(&self, id: TaskId) {
-        let Some((body, future)) = self.tasks.begin(id) else { return self.wake_root(id) };
+        let Some((body, future)) = self.tasks.begin(id) else { return self.tasks.wake_root(id) };
         let mut turn = Turn::of(&self.tasks, &body);
         // Dropped before the task is finished, whatever happens.
         let mut future = future;
@@ -437,11 +437,6 @@ impl Inner {
             self.hand_out(Parked::Task(id));
         }
         turn.goes_on = true;
-    }
-
-    /// Has a `block_on` poll its future, if the name is one's.
-    pub(crate) fn wake_root(&self, id: TaskId) {
-        self.tasks.wake_root(id);
     }
 
     /// Drops a task's future, unless it is finished or being polled. Runs user code.

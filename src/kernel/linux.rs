@@ -1,9 +1,8 @@
-//! The calls that a message takes on Linux, made without the C library.
+//! The commonest calls on Linux, made where they are needed and not in the C library.
 //!
-//! Its calls are points where a thread may be cancelled (pthreads(7)), which none of ours ever is: once a program
-//! has a second thread, that takes two locked instructions a call. And they lie somewhere else in memory, which the
-//! system's own code has pushed out of the processor's cache since the last of them. Together that is 1 to 3 % of a
-//! message (docs/PERFORMANCE.md).
+//! Its functions return, which after a system call costs some processors as much as the call itself
+//! (docs/PERFORMANCE.md, "Returns"). They are points where a thread may be cancelled (pthreads(7)), too, which none of
+//! ours ever is: two locked instructions a call once a program has a second thread.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -67,6 +66,7 @@ pub(super) unsafe fn send(fd: RawFd, at: *const u8, length: usize) -> Result<u32
 /// `peer` is valid. The descriptor is open.
 #[inline(always)]
 pub(super) unsafe fn connect(fd: RawFd, peer: *const PeerAddress) -> Result<u32, Errno> {
+    /// A valid one: the only one there is is made below.
     struct Peer(*const PeerAddress);
     // SAFETY: the address is at its beginning, and as long as it says.
     unsafe impl SocketAddrArg for Peer {
@@ -74,7 +74,7 @@ pub(super) unsafe fn connect(fd: RawFd, peer: *const PeerAddress) -> Result<u32,
             &self,
             connect: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R,
         ) -> R {
-            // SAFETY: it is valid (the promise of who makes one).
+            // SAFETY: it is valid (a promise of the caller's).
             let length = unsafe { (*self.0).length };
             connect(self.0.cast(), length)
         }

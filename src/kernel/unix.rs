@@ -3,7 +3,6 @@
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-
 #[cfg(target_os = "linux")]
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

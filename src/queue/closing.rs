@@ -76,7 +76,7 @@ impl Inner {
     fn resume_rest(&self) {
         while let Some(ready) = self.next_ready() {
             match ready {
-                Parked::Task(task) => self.wake_root(task),
+                Parked::Task(task) => self.tasks.wake_root(task),
                 Parked::Other(Continuation::Key(_)) => self.hand_out(ready),
                 Parked::Other(other) => drop(other.resume()),
             }

@@ -335,8 +335,8 @@ impl Inner {
         }
         let _running = Running(&self.running);
         let was_closed = self.closed.get();
-        let step = || if self.is_running() { Step::Wait } else { Step::Done };
-        self.resume_until(false, &mut { step })?;
+        let mut step = || if self.is_running() { Step::Wait } else { Step::Done };
+        self.resume_until(false, &mut step)?;
         if self.closed.get() && !was_closed { Err(Closed.into()) } else { Ok(()) }
     }
 
