@@ -98,6 +98,12 @@ impl SocketAddress {
         self.family() == AF_UNIX
     }
 
+    /// Whether it is one of this machine's own, which needs no network.
+    #[cfg(unix)]
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.ip().is_some_and(|address| address.ip().is_loopback())
+    }
+
     /// The name of a Unix socket: a path, or behind a zero byte an abstract name. Empty for one without.
     fn name(&self) -> Option<&[u8]> {
         #[allow(clippy::unnecessary_cast)] // An i32 on Unix, a u16 on Windows.

@@ -7,7 +7,7 @@ mod each_kernel;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ use each_kernel::{
 };
 #[cfg(target_os = "linux")]
 use ioqueue::IoBuf;
-use ioqueue::{AsAnyHandle, Misuse, Queue, Registered, SocketAddress, error};
+use ioqueue::{AsAnyHandle, KernelKind, Misuse, Queue, Registered, SocketAddress, error};
 
 /// A name in the file system that is free again when this is dropped.
 struct Name(PathBuf);
@@ -535,6 +535,51 @@ on_each_kernel! {
         let early = listener.accept();
         let error = queue.block_on(early.cancel()).unwrap().unwrap_err();
         assert!(error::is_cancelled(&error), "{error}");
+    }
+
+    /// Told of by its edge, seconds later: of whom there is room for by then, and of whom the listener is gone.
+    fn a_connect_that_waits_ends_as_it_went(queue) {
+        let ways = [true, false].map(|is_taken| {
+            let (address, sockets) = each_kernel::silent_address(queue);
+            let mut sockets: Vec<OwnedFd> = *sockets.downcast().unwrap();
+            let socket = each_kernel::tcp_socket(queue, address);
+            let mut connecting = Box::pin(async move { socket.connect(address).await });
+            assert!(poll_once(&mut connecting).is_pending(), "the address is not silent");
+            queue.block_on(look_around()).unwrap();
+            let listener = TcpListener::from(sockets.remove(0));
+            // Those who wait go, and are asked no more.
+            drop(sockets);
+            let kept = is_taken.then(|| {
+                listener.set_nonblocking(true).unwrap();
+                while listener.accept().is_ok() {}
+                listener
+            });
+            (connecting, kept)
+        });
+        for (connecting, kept) in ways {
+            let ended = queue.block_on(connecting).unwrap();
+            let refused = ended.err().map(|error| error.kind());
+            let is_refused = refused == Some(io::ErrorKind::ConnectionRefused);
+            assert_eq!(is_refused, kept.is_none(), "{refused:?}");
+        }
+    }
+
+    /// On Linux the other end of such a connection has answered before the call that begins it is over.
+    #[cfg(target_os = "linux")]
+    fn a_connect_to_this_machine_waits_for_no_edge(queue) {
+        if queue.kernel_kind() != KernelKind::Readiness {
+            return skip("the ring's connects go out with the next look");
+        }
+        let (listener, address) = each_kernel::listener(queue);
+        let refusing = each_kernel::refusing_address(queue);
+        let socket = each_kernel::tcp_socket(queue, address);
+        assert!(matches!(poll_once(&mut socket.connect(address)), Poll::Ready(Ok(()))));
+        let socket = each_kernel::tcp_socket(queue, refusing);
+        let Poll::Ready(Err(error)) = poll_once(&mut socket.connect(refusing)) else {
+            panic!("not refused at once");
+        };
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        drop(listener);
     }
 
     /// Its owner gets a handle back that blocks, if it did before.
