@@ -308,6 +308,11 @@ impl Kernel {
         }
     }
 
+    /// How long a look may be put off, in ms, also where no descriptor tells of anything.
+    pub(crate) fn look_within(&self) -> u32 {
+        with!(self, room => room.look_within())
+    }
+
     pub(crate) fn identity(&self, handle: RawHandle, mark: Mark) -> Identity {
         with!(self, room => room.identity(handle, mark))
     }

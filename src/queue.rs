@@ -659,6 +659,25 @@ impl Queue {
         result
     }
 
+    /// How long a host that waits for the queue itself (`AsFd`, `AsHandle`) may wait before it polls again: until the
+    /// first timer is due, or the queue has to ask for something that nobody tells it of; and not at all where there is
+    /// something to resume or to begin. `None`: until the descriptor is ready, however long that takes.
+    ///
+    /// Asked for just before the wait. What the wait's unit cuts off is to be rounded up, or the host goes round without
+    /// a pause until the timer is due. Makes no call into the system but to read the clock.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # let queue = ioqueue::Queue::new()?;
+    /// assert_eq!(queue.poll_delay(), None);
+    /// let sleep = queue.sleep(Duration::from_secs(60));
+    /// assert!(queue.poll_delay() <= Some(Duration::from_secs(60)));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn poll_delay(&self) -> Option<Duration> {
+        self.inner.poll_delay()
+    }
+
     /// Polls and resumes, first ready first, until nothing is [running](Self::running).
     ///
     /// A [`Continuation::Key`] that becomes ready here means nothing to `run` and is dropped.
@@ -775,12 +794,10 @@ impl AsFd for Queue {
     /// Ready to read when a [`poll`](Queue::poll) would find something that the
     /// kernel or another thread brought. For a host loop to wait on, by the level.
     ///
-    /// It says nothing of what this thread does by itself. What was started since the last poll is begun by
-    /// the next, and what was woken here (a task's waker, by the host's own code, or a task that yields) waits for
-    /// it: so poll, with a timeout of zero, and resume what comes, until a poll appends nothing; then wait. Nor does
-    /// it tell of timers: a host that uses them does not wait for longer than until the first. It may say so once
-    /// more than there is to find. On systems other than Linux it tells nothing either of a connect
-    /// that waits for a Unix socket's listener to have room: a host with such a one looks now and then.
+    /// It says nothing of what this thread does by itself, nor of time. What was started since the last poll is begun
+    /// by the next, what was woken here (a task's waker, by the host's own code, or a task that yields) waits for it, and
+    /// so do timers: wait no longer than [`poll_delay`](Queue::poll_delay) says. It may say that there is something
+    /// once more than there is.
     ///
     /// # Panics
     /// For a queue on a simulated kernel.

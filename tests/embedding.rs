@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ioqueue::iocp::Parked;
 use ioqueue::{AsAnyHandle, Continuation, Queue, Registered, wait_with};
@@ -255,6 +255,44 @@ fn a_host_may_wait_on_the_port() {
             }
         }
         assert_eq!(queue.block_on(task).unwrap(), 55);
+    });
+}
+
+// Q15: what the port says nothing of, timers and tasks that are to go on, the queue says when it is asked.
+#[test]
+fn a_host_that_asks_how_long_it_may_wait_misses_nothing() {
+    ends(|| {
+        let queue = Queue::new().unwrap();
+        assert_eq!(queue.poll_delay(), None);
+        let (mut client, server) = tcp_pair();
+        let (server, own) = (queue.register(server).unwrap(), queue.clone());
+        let task = queue.spawn(async move {
+            for number in 1..=5 {
+                own.sleep(Duration::from_millis(2)).await.unwrap();
+                ioqueue::yield_now().await;
+                client.write_all(&[number]).unwrap();
+                let (result, state) = recv(&server, [0; 8]).await;
+                assert_eq!(state.bytes[..result.unwrap() as usize], [number]);
+            }
+        });
+        let (start, mut ready) = (Instant::now(), Vec::new());
+        loop {
+            queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
+            for continuation in ready.drain(..) {
+                continuation.resume();
+            }
+            if !queue.running() {
+                break;
+            }
+            let in_ms = |delay: Duration| delay.as_nanos().div_ceil(1_000_000) as u32;
+            let delay = queue.poll_delay().map(in_ms);
+            let port = queue.as_handle().as_raw_handle();
+            let answer = unsafe { WaitForSingleObject(port, delay.unwrap_or(20_000)) };
+            assert!(answer == WAIT_OBJECT_0 || delay.is_some(), "nothing was told of");
+        }
+        assert!(start.elapsed() >= Duration::from_millis(10));
+        queue.block_on(task).unwrap();
+        assert_eq!(queue.poll_delay(), None);
     });
 }
 

@@ -31,6 +31,30 @@ fn host(queue: &Queue, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// As `host`, which waits no longer than the queue says.
+fn host_that_asks(queue: &Queue, mut done: impl FnMut() -> bool) {
+    loop {
+        look(queue);
+        if done() {
+            return;
+        }
+        match queue.poll_delay() {
+            None => wait(queue),
+            Some(delay) => drop(is_ready_within(queue, delay)),
+        }
+    }
+}
+
+/// Whether a host may wait for the descriptor alone. Through the crate polling, which tells of nothing that is in
+/// doubt, it may not.
+fn may_wait_for_ever(queue: &Queue) -> bool {
+    let tells_less = cfg!(ioqueue_polling) && queue.kernel_kind() == KernelKind::Readiness;
+    match queue.poll_delay() {
+        None => true,
+        Some(delay) => tells_less && delay == Duration::from_millis(50),
+    }
+}
+
 fn look(queue: &Queue) {
     let mut ready = Vec::new();
     queue.poll(&mut ready, Some(Duration::ZERO)).unwrap();
@@ -40,12 +64,16 @@ fn look(queue: &Queue) {
 }
 
 fn wait(queue: &Queue) {
+    let limit = Duration::from_secs(20);
+    assert!(is_ready_within(queue, limit), "nothing was told of in {limit:?}");
+}
+
+fn is_ready_within(queue: &Queue, limit: Duration) -> bool {
     let fd = queue.as_fd().as_raw_fd();
     let mut waits = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let start = Instant::now();
+    let limit = limit.as_nanos().div_ceil(1_000_000) as i32;
     // SAFETY: one entry, which is ours.
-    let answer = unsafe { libc::poll(&raw mut waits, 1, 20_000) };
-    assert!(answer != 0, "nothing was told of in {:?}", start.elapsed());
+    unsafe { libc::poll(&raw mut waits, 1, limit) != 0 }
 }
 
 on_each_kernel! {
@@ -167,11 +195,87 @@ on_each_kernel! {
         host(queue, || poll_once(&mut urgent).is_ready());
     }
 
+    // Timers, tasks that yield, and what was begun by the host's own code: no descriptor tells of them.
+    fn a_host_that_asks_how_long_it_may_wait_misses_nothing(queue) {
+        let (ours, theirs) = each_kernel::unix_pair(queue);
+        assert!(may_wait_for_ever(queue));
+        let theirs = queue.register(theirs).unwrap();
+        let start = Instant::now();
+        let (mut said, own) = (0, queue.clone());
+        let mut task = queue.spawn(async move {
+            let mut answer = vec![0; 8];
+            for round in 0..5 {
+                own.sleep(Duration::from_millis(2)).await.unwrap();
+                for _ in 0..3 {
+                    ioqueue::yield_now().await;
+                }
+                theirs.write_all(vec![round; 1]).await.0.unwrap();
+                let got;
+                (got, answer) = theirs.read(answer).await;
+                assert_eq!(got.unwrap(), 1);
+            }
+        });
+        let mut reading = ours.read(vec![0; 8]);
+        host_that_asks(queue, || {
+            if let Poll::Ready((got, bytes)) = poll_once(&mut reading) {
+                assert_eq!((got.unwrap(), bytes[0]), (1, said));
+                said += 1;
+                // Begun here, and by nobody's poll yet.
+                assert!(poll_once(&mut Box::pin(ours.write_all(bytes))).is_ready());
+                reading = ours.read(vec![0; 8]);
+            }
+            poll_once(&mut task).is_ready()
+        });
+        assert!(start.elapsed() >= Duration::from_millis(10));
+        drop(reading);
+        host_that_asks(queue, || !queue.running());
+        assert!(may_wait_for_ever(queue));
+    }
+
+    // It is for less than a timer's time, and none for what is there to do.
+    fn a_host_may_wait_until_the_first_timer(queue) {
+        let hour = Duration::from_secs(3600);
+        let later = queue.sleep(2 * hour);
+        let first = queue.sleep(hour);
+        let delay = queue.poll_delay().unwrap();
+        assert!(delay <= hour && delay > hour / 2, "{delay:?}");
+        let task = queue.spawn(std::future::pending::<()>());
+        assert_eq!(queue.poll_delay(), Some(Duration::ZERO));
+        look(queue);
+        assert!(queue.poll_delay() > Some(Duration::ZERO));
+        drop(first);
+        assert!(queue.poll_delay() > Some(hour));
+        drop((later, task));
+        look(queue);
+        assert!(may_wait_for_ever(queue));
+    }
+
+    // Begun, given up, and in a queue that is closed.
+    fn a_host_does_not_wait_with_what_a_poll_has_to_see_to(queue) {
+        let (ours, _theirs) = each_kernel::unix_pair(queue);
+        look(queue);
+        let mut reading = ours.read(vec![0; 8]);
+        assert!(poll_once(&mut reading).is_pending());
+        look(queue);
+        assert!(may_wait_for_ever(queue));
+        drop(reading);
+        assert_eq!(queue.poll_delay(), Some(Duration::ZERO));
+        look(queue);
+        assert!(may_wait_for_ever(queue));
+        let other = each_kernel::queue_on(queue.kernel_kind()).unwrap();
+        let (theirs, _end) = each_kernel::unix_pair(&other);
+        let mut reading = theirs.read(vec![0; 8]);
+        assert!(poll_once(&mut reading).is_pending());
+        if queue.kernel_kind() == KernelKind::Uring {
+            // The system is to see it.
+            assert_eq!(other.poll_delay(), Some(Duration::ZERO));
+        }
+        other.close(Duration::from_secs(5)).unwrap();
+        assert_eq!(other.poll_delay(), None);
+    }
+
     // Nothing tells when a listener of a path has room but asking again, in a while.
     fn a_host_is_told_when_a_listener_has_room(queue) {
-        if cfg!(ioqueue_polling) && queue.kernel_kind() == KernelKind::Readiness {
-            return each_kernel::skip("the crate polling has no timer that would tell a host");
-        }
         let path = std::env::temp_dir().join(format!("ioqueue-{}-{}", std::process::id(), unique()));
         let listener = UnixListener::bind(&path).unwrap();
         // SAFETY: takes numbers.
@@ -185,7 +289,12 @@ on_each_kernel! {
             thread::sleep(Duration::from_millis(200));
             (listener.accept().unwrap(), listener)
         });
-        host(queue, || poll_once(&mut connecting).is_ready());
+        if cfg!(ioqueue_polling) && queue.kernel_kind() == KernelKind::Readiness {
+            // There nothing tells a host, who has to ask.
+            host_that_asks(queue, || poll_once(&mut connecting).is_ready());
+        } else {
+            host(queue, || poll_once(&mut connecting).is_ready());
+        }
         drop((first, room.join().unwrap()));
         std::fs::remove_file(path).unwrap();
     }
@@ -199,12 +308,7 @@ fn a_descriptor_is_ready_until_the_queue_was_looked_at() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let ours = queue.register(ours).unwrap();
         let mut reading = ours.read(vec![0; 8]);
-        let is_ready = || {
-            let fd = queue.as_fd().as_raw_fd();
-            let mut waits = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            // SAFETY: one entry, which is ours.
-            unsafe { libc::poll(&raw mut waits, 1, 0) > 0 }
-        };
+        let is_ready = || is_ready_within(&queue, Duration::ZERO);
         if has_looked {
             // A host may come late.
             look(&queue);

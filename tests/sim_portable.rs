@@ -160,6 +160,24 @@ fn unregistering_ends_what_waits_for_its_turn() {
     }
 }
 
+/// Q15: no packet tells a host of what was given up before Windows had it.
+#[test]
+fn a_host_does_not_wait_with_what_was_given_up_before_its_turn() {
+    let (sim, queue) = quiet();
+    let file = queue.register(sim.file("contents")).unwrap();
+    sim.plan(&file, Plan::pends());
+    let mut reads: Vec<_> = (0..3).map(|_| file.read(vec![0; 2])).collect();
+    assert_eq!((sim.in_flight(&file), queue.poll_delay()), (1, None));
+    drop(reads.pop());
+    assert_eq!(queue.poll_delay(), Some(Duration::ZERO));
+    poll(&queue);
+    assert_eq!(queue.poll_delay(), None);
+    drop((reads, file));
+    queue.run().unwrap();
+    drop(queue);
+    sim.check();
+}
+
 /// A handle that somebody closes under its owner.
 struct Closable(RefCell<SimHandle>);
 

@@ -64,6 +64,29 @@ fn a_deadline_past_what_one_call_can_wait_for_is_waited_for_in_parts() {
     }
 }
 
+// Q12, Q15: what a host may wait is what is left of the first timer's time.
+#[test]
+fn a_host_may_wait_until_the_first_timer() {
+    let (sim, queue) = with(1, |_| {});
+    assert_eq!(queue.poll_delay(), None);
+    let (later, first) = (queue.sleep(5 * SECOND), queue.sleep(3 * SECOND));
+    assert_eq!(queue.poll_delay(), Some(3 * SECOND));
+    let waited = wait_for(&sim, &queue, SECOND);
+    assert_eq!(queue.poll_delay(), Some(3 * SECOND - waited));
+    drop(first);
+    assert_eq!(queue.poll_delay(), Some(5 * SECOND - waited));
+    let waited = waited + wait_for(&sim, &queue, 4 * SECOND);
+    assert!(waited >= 5 * SECOND);
+    // Over, and nobody has asked for it yet: there is nothing more to poll for.
+    assert_eq!(queue.poll_delay(), None);
+    drop(later);
+    // Of one that nobody has polled when its time comes, too.
+    let short = queue.sleep(Duration::ZERO);
+    assert_eq!(queue.poll_delay(), Some(Duration::ZERO));
+    drop((short, queue));
+    sim.check();
+}
+
 // Q1, pitfall 4: closing waits as long as it was told, though every wait is early or late.
 #[test]
 fn closing_waits_as_long_as_it_was_told() {

@@ -35,6 +35,7 @@ use crate::iocp::Outcome;
 use crate::nt::{Nt, Win32Error};
 use crate::op::Closing;
 use crate::operation::{Ending, SlotRef, State};
+use crate::time::FOR_EVER_MS;
 
 /// How many packets one call may take off the port.
 const BATCH: usize = 128;
@@ -366,10 +367,15 @@ impl<N: Nt> CompletionPort<N> {
         self.ended.borrow_mut().pop_front()
     }
 
+    /// How long a look may be put off, in ms.
+    pub(crate) fn look_within(&self) -> u32 {
+        if self.ended.borrow().is_empty() { FOR_EVER_MS } else { 0 }
+    }
+
     /// Takes one batch off the port and gives each packet to `sink`.
     pub(crate) fn dequeue(&self, timeout_ms: u32, sink: &mut impl Sink) -> io::Result<()> {
         let mut entries = self.entries.borrow_mut();
-        let timeout_ms = if self.ended.borrow().is_empty() { timeout_ms } else { 0 };
+        let timeout_ms = timeout_ms.min(self.look_within());
         let filled = match self.nt.dequeue(&self.port, &mut entries[..], timeout_ms) {
             Ok(filled) => filled,
             Err(WAIT_TIMEOUT) => 0,

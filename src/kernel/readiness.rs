@@ -34,6 +34,7 @@ use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
 use crate::op::{Closing, Events};
 use crate::operation::SlotRef;
+use crate::time::FOR_EVER_MS;
 
 /// The poller's keys for the bell, and for its timer. No registration has them.
 const BELL: usize = usize::MAX;
@@ -188,6 +189,17 @@ impl Readiness {
             return self.jobs.cancel(slot);
         }
         self.sources.cancel(slot) || self.jobs.cancel(slot)
+    }
+
+    /// How long a look may be put off, in ms.
+    pub(crate) fn look_within(&self) -> u32 {
+        let is_told = !self.sources.has_doubts() || self.doubts_are_timed.get();
+        let longest = match self.doubts_since.get() {
+            _ if is_told => FOR_EVER_MS,
+            None => 0, // The look is to set the timer.
+            Some(_) => DOUBT_MS,
+        };
+        self.sources.longest(longest)
     }
 
     #[inline(always)]

@@ -46,6 +46,7 @@ use crate::handle::{EntryId, HandleKind, RawHandle};
 use crate::iocp::Outcome;
 use crate::op::{self, Accepted, Closing, Datagram, Events};
 use crate::operation::{SlotRef, State};
+use crate::time::FOR_EVER_MS;
 
 /// Submissions between two system calls. More are handed over in between.
 const ENTRIES: u32 = 256;
@@ -361,13 +362,16 @@ impl Uring {
     fn hand_over(&self, finish: bool) {
         loop {
             self.flush(finish);
-            let is_all =
-                self.backlog.borrow().is_empty() && self.ring.borrow_mut().submission().is_empty();
-            if is_all || !self.lacks_memory() {
+            if self.is_handed_over() || !self.lacks_memory() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Whether the system has seen all submissions.
+    fn is_handed_over(&self) -> bool {
+        self.backlog.borrow().is_empty() && self.ring.borrow_mut().submission().is_empty()
     }
 
     /// Whether the system takes no submissions just now, but may later.
@@ -455,6 +459,13 @@ impl Uring {
         let entry = opcode::AsyncCancel::new(slot.address() as u64 | polls).build();
         self.push(entry.user_data(NOBODY));
         true
+    }
+
+    /// How long a look may be put off, in ms.
+    pub(crate) fn look_within(&self) -> u32 {
+        let is_timed = !self.sources.has_doubts() || self.doubts_are_timed.get();
+        let is_all = is_timed && self.is_handed_over() && self.early.borrow().is_empty();
+        self.sources.longest(if is_all { FOR_EVER_MS } else { 0 })
     }
 
     #[inline(always)]

@@ -194,6 +194,24 @@ impl Inner {
         }
     }
 
+    /// How long the next turn may be put off.
+    pub(super) fn poll_delay(&self) -> Option<Duration> {
+        if self.closed.get() {
+            return None;
+        }
+        let within_ms = self.kernel.look_within();
+        let is_over = !self.over.borrow().is_empty();
+        if within_ms == 0 || is_over || self.has_ready() || self.has_unheard() {
+            return Some(Duration::ZERO);
+        }
+        let look = (within_ms != FOR_EVER_MS).then(|| Duration::from_millis(within_ms.into()));
+        let timer = match self.timers.first() {
+            Deadline::Never => None,
+            Deadline::At(at) => Some(at.saturating_sub(self.kernel.now())),
+        };
+        look.into_iter().chain(timer).min()
+    }
+
     #[cold]
     fn take_what_is_over(&self) {
         let mut ready = self.ready.borrow_mut();
