@@ -9,10 +9,11 @@ mod each_kernel;
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{io, iter, thread};
 
@@ -60,6 +61,22 @@ fn refuse_full_queues(error: i32) {
         step(JUMP_IF_EQUAL, 0, 3, ENTRIES),
         step(LOAD, 0, 0, FLAGS),
         step(JUMP_IF_SET, 1, 0, GET_EVENTS),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]);
+}
+
+/// Refuses to have a ring tell an eventfd of what comes.
+fn refuse_eventfds(error: i32) {
+    // Where the number and the second argument are in `struct seccomp_data`.
+    const NUMBER: u32 = 0;
+    const WHAT: u32 = 24;
+    const REGISTER_EVENTFD: u32 = 4;
+    filter(vec![
+        step(LOAD, 0, 0, NUMBER),
+        step(JUMP_IF_EQUAL, 0, 3, libc::SYS_io_uring_register as u32),
+        step(LOAD, 0, 0, WHAT),
+        step(JUMP_IF_EQUAL, 0, 1, REGISTER_EVENTFD),
         step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | error as u32),
         step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
     ]);
@@ -324,6 +341,156 @@ fn what_a_ring_has_no_room_for_is_begun_later() {
         }
         queue.unregister(&quiet).unwrap();
         queue.close(Duration::from_secs(5)).unwrap();
+    });
+}
+
+/// What rings were to be made with, of what is known.
+static ASKED_FOR: AtomicU32 = AtomicU32::new(0);
+
+/// What `struct io_uring_params` may ask for on a system that knows these flags.
+struct Setup {
+    known: u32,
+    /// Of these, the last that is of use.
+    wanted: u32,
+}
+
+/// `IORING_SETUP_*`.
+const CQSIZE: u32 = 1 << 3;
+const DEFER_TASKRUN: u32 = 1 << 13;
+const NO_SQARRAY: u32 = 1 << 16;
+
+impl Setup {
+    const OF_5_11: Self = Self { known: 0x7f, wanted: CQSIZE };
+    const OF_6_1: Self = Self { known: 0x3fff, wanted: DEFER_TASKRUN };
+    const OF_TODAY: Self = Self { known: u32::MAX, wanted: NO_SQARRAY };
+
+    /// Makes the system as old as that, for this thread and those it starts: it knows none of the newer flags of
+    /// io_uring_setup(2), which another thread looks at, and of io_uring_enter(2), nor, if it `registers_no_rings`,
+    /// how to register one with itself.
+    fn impose(self, registers_no_rings: bool) {
+        // Where the number, and the second and fourth argument are in `struct seccomp_data`: their lower halves.
+        const NUMBER: u32 = 0;
+        const WHAT: u32 = 24;
+        const FLAGS: u32 = 40;
+        // Of Linux 6.16, and later.
+        const NEW_FLAGS: u32 = !0x7f;
+        const REGISTER_RING_FDS: u32 = 20;
+        let invalid = libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32;
+        let mut program = vec![
+            step(LOAD, 0, 0, NUMBER),
+            step(JUMP_IF_EQUAL, 0, 1, libc::SYS_io_uring_setup as u32),
+            step(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+            step(JUMP_IF_EQUAL, 0, 3, libc::SYS_io_uring_enter as u32),
+            step(LOAD, 0, 0, FLAGS),
+            step(JUMP_IF_SET, 0, 4, NEW_FLAGS),
+            step(RETURN, 0, 0, invalid),
+            step(JUMP_IF_EQUAL, 0, 2, libc::SYS_io_uring_register as u32),
+            step(LOAD, 0, 0, WHAT),
+            step(JUMP_IF_EQUAL, u8::from(registers_no_rings), 0, REGISTER_RING_FDS),
+            step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+            step(RETURN, 0, 0, invalid),
+        ];
+        let (give, take) = std::sync::mpsc::channel();
+        // Before the filter, which is not for this one.
+        thread::spawn(move || self.answer(&take.recv().unwrap()));
+        let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        // SAFETY: the program is ours and lives through the calls, which copy it; the descriptor is nobody's yet.
+        let asked = unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            let (what, how) =
+                (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER);
+            let asked = libc::syscall(libc::SYS_seccomp, what, how, &raw const filter);
+            assert!(asked >= 0, "{}", io::Error::last_os_error());
+            OwnedFd::from_raw_fd(asked as i32)
+        };
+        give.send(asked).unwrap();
+    }
+
+    /// Answers whoever asks for a ring, for as long as the process lives.
+    fn answer(&self, asked: &OwnedFd) {
+        /// `SECCOMP_IOCTL_NOTIF_RECV`, `SECCOMP_IOCTL_NOTIF_SEND`.
+        const RECEIVE: u64 = 0xc050_2100;
+        const SEND: u64 = 0xc018_2101;
+        const GOES_ON: u64 = 1;
+        let fd = asked.as_raw_fd();
+        loop {
+            // `struct seccomp_notif`: who asks; then its process, the call, where it is made, and its arguments.
+            let mut question = [0_u64; 10];
+            // SAFETY: so long is the structure. The second argument is this process' memory, whose thread waits.
+            let flags = unsafe {
+                if libc::ioctl(fd, RECEIVE as _, question.as_mut_ptr()) != 0 {
+                    return;
+                }
+                // `flags` of `struct io_uring_params`.
+                std::ptr::with_exposed_provenance::<u32>(question[5] as usize).add(2).read()
+            };
+            // `struct seccomp_notif_resp`: who has asked, the value, and an error before the flags.
+            let refused = u64::from((-libc::EINVAL) as u32);
+            let is_known = flags & !self.known == 0;
+            let how = if is_known { GOES_ON << 32 } else { refused };
+            if is_known {
+                ASKED_FOR.fetch_or(flags, Ordering::Relaxed);
+            }
+            let answer = [question[0], 0, how];
+            // SAFETY: so long is the structure.
+            unsafe { libc::ioctl(fd, SEND as _, answer.as_ptr()) };
+        }
+    }
+}
+
+/// The ring on a system that does not know all that it could use.
+fn works_on_an_old_system(setup: Setup, registers_no_rings: bool) {
+    if queue_on(KernelKind::Uring).is_none() {
+        return;
+    }
+    let wanted = setup.wanted;
+    setup.impose(registers_no_rings);
+    let queue = Queue::new().unwrap();
+    assert_eq!(queue.kernel_kind(), KernelKind::Uring);
+    assert_ne!(ASKED_FOR.load(Ordering::Relaxed) & wanted, 0);
+    works(&queue);
+}
+
+#[test]
+fn a_ring_works_as_on_linux_5_11() {
+    in_a_child("a_ring_works_as_on_linux_5_11", None, || {
+        works_on_an_old_system(Setup::OF_5_11, true);
+    });
+}
+
+#[test]
+fn a_ring_works_as_on_linux_6_1() {
+    in_a_child("a_ring_works_as_on_linux_6_1", None, || {
+        works_on_an_old_system(Setup::OF_6_1, false);
+    });
+}
+
+#[test]
+fn a_ring_works_as_on_linux_6_15() {
+    in_a_child("a_ring_works_as_on_linux_6_15", None, || {
+        works_on_an_old_system(Setup::OF_TODAY, false);
+    });
+}
+
+/// Q15: a host whose descriptor cannot be registered anew, for want of memory, is told all the time.
+#[test]
+fn a_host_is_told_though_its_descriptor_cannot_be_registered_anew() {
+    in_a_child("a_host_is_told_though_its_descriptor_cannot_be_registered_anew", None, || {
+        let Some(queue) = queue_on(KernelKind::Uring) else { return };
+        let host = queue.as_fd().as_raw_fd();
+        refuse_eventfds(libc::ENOMEM);
+        let (ours, mut theirs) = each_kernel::unix_pair(&queue);
+        for _ in 0..5 {
+            let mut reading = ours.read(vec![0; 8]);
+            each_kernel::turn(&queue);
+            assert!(poll_with(&mut reading, std::task::Waker::noop()).is_pending());
+            theirs.write_all(b"x").unwrap();
+            let mut waits = libc::pollfd { fd: host, events: libc::POLLIN, revents: 0 };
+            // SAFETY: one entry, which is ours.
+            assert_eq!(unsafe { libc::poll(&raw mut waits, 1, 20_000) }, 1);
+            each_kernel::turn(&queue);
+            assert!(poll_with(&mut reading, std::task::Waker::noop()).is_ready());
+        }
     });
 }
 
