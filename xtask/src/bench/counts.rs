@@ -68,6 +68,8 @@ impl Counters {
         let count = |operations| -> Result<f64> {
             let mut valgrind = place.among_others("valgrind");
             valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
+            // A thread for each file that is read, in one of the peers: 512 at most.
+            valgrind.arg("--max-threads=1024");
             let told = output(&mut valgrind, start, operations)?;
             instructions_of(&told).ok_or_else(|| format!("no count of callgrind's: {told}").into())
         };
