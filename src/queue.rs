@@ -808,7 +808,8 @@ impl AsFd for Queue {
 
 #[cfg(windows)]
 impl std::os::windows::io::AsHandle for Queue {
-    /// The completion port, for a host loop to wait on or other code to post to.
+    /// The completion port, for other code to post to, or for a host loop to wait on: no longer than
+    /// [`poll_delay`](Queue::poll_delay) says.
     fn as_handle(&self) -> std::os::windows::io::BorrowedHandle<'_> {
         self.inner.shared.alarm().port().as_handle()
     }
