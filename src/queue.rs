@@ -373,6 +373,22 @@ impl Inner {
         }
     }
 
+    /// Whoever waited for something else is ready.
+    fn wake_parked(&self, waiter: Parked, out: &mut ReadyList) {
+        match waiter {
+            Parked::Task(task) if !self.tasks.becomes_ready(task) => {}
+            waiter => out.push(waiter),
+        }
+    }
+
+    /// Whom `waker` wakes. Cloning one runs user code.
+    pub(crate) fn parked(&self, waker: &Waker) -> Parked {
+        match self.tasks.waker_of(waker) {
+            Some(task) => Parked::Task(task),
+            None => Parked::Other(waker.clone().into()),
+        }
+    }
+
     /// Leaves `waker` to be woken at the operation's end. True where code ran that is not ours.
     #[inline(always)]
     pub(crate) fn park(&self, slot: SlotRef, waker: &Waker) -> bool {

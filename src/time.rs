@@ -6,10 +6,11 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::Queue;
+use crate::continuation::Parked;
 use crate::error::Closed;
 use crate::queue::Inner;
 
@@ -64,7 +65,7 @@ struct Timer {
     generation: u64,
     /// Where it stands in the heap; `None` once it has expired.
     place: Option<usize>,
-    waker: Option<Waker>,
+    waiter: Option<Parked>,
 }
 
 /// A queue's timers: a heap that knows where each timer stands, so that dropping one takes it out.
@@ -125,7 +126,7 @@ impl Heap {
         self.made += 1;
         let due = (at, self.made);
         let index = self.free.pop().unwrap_or_else(|| {
-            self.timers.push(Timer { due, generation: 0, place: None, waker: None });
+            self.timers.push(Timer { due, generation: 0, place: None, waiter: None });
             self.timers.len() - 1
         });
         self.timers[index].due = due;
@@ -157,28 +158,28 @@ impl Timers {
         self.0.borrow_mut().insert(at)
     }
 
-    /// Forgets a timer; what it would have woken comes back, to be dropped with nothing borrowed.
-    fn remove(&self, id: TimerId) -> Option<Waker> {
+    /// Forgets a timer; who waited for it comes back, to be dropped with nothing borrowed.
+    fn remove(&self, id: TimerId) -> Option<Parked> {
         let mut heap = self.0.borrow_mut();
         let timer = heap.get(id)?;
         timer.generation += 1;
-        let (place, waker) = (timer.place, timer.waker.take());
+        let (place, waiter) = (timer.place, timer.waiter.take());
         if let Some(place) = place {
             heap.take_out(place);
         }
         heap.free.push(id.index);
-        waker
+        waiter
     }
 
     fn has_expired(&self, id: TimerId) -> bool {
         self.0.borrow_mut().get(id).is_none_or(|timer| timer.place.is_none())
     }
 
-    /// Leaves `waker` to be woken; the one it replaces comes back.
-    fn watch(&self, id: TimerId, waker: Waker) -> Option<Waker> {
+    /// Leaves whoever waits to be woken; whom it replaces comes back.
+    fn watch(&self, id: TimerId, waiter: Parked) -> Option<Parked> {
         match self.0.borrow_mut().get(id) {
-            Some(timer) => timer.waker.replace(waker),
-            None => Some(waker),
+            Some(timer) => timer.waiter.replace(waiter),
+            None => Some(waiter),
         }
     }
 
@@ -194,18 +195,18 @@ impl Timers {
     }
 
     /// The queue is closed: whoever waits for a timer.
-    pub(crate) fn end(&self) -> Vec<Waker> {
-        self.0.borrow_mut().timers.iter_mut().filter_map(|timer| timer.waker.take()).collect()
+    pub(crate) fn end(&self) -> Vec<Parked> {
+        self.0.borrow_mut().timers.iter_mut().filter_map(|timer| timer.waiter.take()).collect()
     }
 
-    /// Takes out one timer that is due: the waker it has, if anybody polled it.
-    pub(crate) fn expire(&self, now: Duration) -> Option<Option<Waker>> {
+    /// Takes out one timer that is due: who waits for it, if anybody polled it.
+    pub(crate) fn expire(&self, now: Duration) -> Option<Option<Parked>> {
         if !self.first().has_passed(now) {
             return None;
         }
         let mut heap = self.0.borrow_mut();
         let index = heap.take_out(0);
-        Some(heap.timers[index].waker.take())
+        Some(heap.timers[index].waiter.take())
     }
 }
 
@@ -257,7 +258,8 @@ impl Future for Sleep {
             return Poll::Ready(Err(Closed));
         }
         // Cloning and dropping wakers runs code that may have polled the queue.
-        let replaced = timers.watch(self.timer, context.waker().clone());
+        let waiter = self.queue.parked(context.waker());
+        let replaced = timers.watch(self.timer, waiter);
         drop(replaced);
         if timers.has_expired(self.timer) {
             return Poll::Ready(Ok(()));
@@ -268,8 +270,8 @@ impl Future for Sleep {
 
 impl Drop for Sleep {
     fn drop(&mut self) {
-        let waker = self.queue.timers.remove(self.timer);
-        drop(waker);
+        let waiter = self.queue.timers.remove(self.timer);
+        drop(waiter);
     }
 }
 

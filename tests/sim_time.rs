@@ -5,10 +5,12 @@
 #[path = "sim/support.rs"]
 mod support;
 
+use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ioqueue::sim::{Faults, OnCancel, Plan, Sim};
-use ioqueue::{Queue, timeout};
+use ioqueue::{Continuation, Queue, timeout};
 use support::{MILLISECOND, SECOND, poll, quiet};
 
 fn with(seed: u64, change: impl FnOnce(&mut Faults)) -> (Sim, Queue) {
@@ -85,6 +87,42 @@ fn a_host_may_wait_until_the_first_timer() {
     assert_eq!(queue.poll_delay(), Some(Duration::ZERO));
     drop((short, queue));
     sim.check();
+}
+
+// Q12, Q15: a timer hands out the task that waits for it, and no waker that would have to be resumed first.
+#[test]
+fn a_timer_hands_out_its_task() {
+    let (sim, queue) = with(1, |_| {});
+    let own = queue.clone();
+    let task = queue.spawn(async move { own.sleep(SECOND).await });
+    poll(&queue);
+    let mut ready = Vec::new();
+    queue.poll(&mut ready, None).unwrap();
+    assert!(matches!(ready[..], [Continuation::Task(_)]), "{ready:?}");
+    ready.pop().unwrap().resume();
+    assert!(task.is_finished());
+    // Also where the timer is behind what has its own wakers, and where it is the future of a block_on.
+    let sleeps = async {
+        let mut sleep = Box::pin(queue.sleep(SECOND));
+        std::future::poll_fn(|context| {
+            let waker = std::task::Waker::from(Arc::new(Passes(context.waker().clone())));
+            sleep.as_mut().poll(&mut std::task::Context::from_waker(&waker))
+        })
+        .await
+    };
+    queue.block_on(sleeps).unwrap().unwrap();
+    queue.block_on(queue.sleep(SECOND)).unwrap().unwrap();
+    drop((task, queue));
+    sim.check();
+}
+
+/// Wakes another.
+struct Passes(std::task::Waker);
+
+impl std::task::Wake for Passes {
+    fn wake(self: Arc<Self>) {
+        self.0.wake_by_ref();
+    }
 }
 
 // Q1, pitfall 4: closing waits as long as it was told, though every wait is early or late.

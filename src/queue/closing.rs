@@ -141,7 +141,7 @@ impl Inner {
     fn tell_waiters(&self) {
         let mut waiters = Vec::new();
         self.slab.for_each(|slot| waiters.extend(slot.take_waiter()));
-        waiters.extend(self.timers.end().into_iter().map(Parked::from));
+        waiters.extend(self.timers.end());
         waiters.extend(self.over.take());
         let mut ready = self.ready.borrow_mut();
         waiters.into_iter().for_each(|it| ready.push(it));

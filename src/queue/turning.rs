@@ -228,9 +228,9 @@ impl Inner {
             // Read once a poll that did not have to wait again.
             now = self.kernel.now();
             self.clock.set(None);
-            while let Some(waker) = self.timers.expire(now) {
-                if let Some(waker) = waker {
-                    self.ready.borrow_mut().push(waker.into());
+            while let Some(waiter) = self.timers.expire(now) {
+                if let Some(waiter) = waiter {
+                    self.wake_parked(waiter, &mut self.ready.borrow_mut());
                 }
             }
             let is_over = notified || self.has_unheard() || idle() || deadline.has_passed(now);
