@@ -15,6 +15,12 @@ use std::sync::Arc;
 /// While the value is neither moved nor changed, [`io_ptr`](Self::io_ptr) gives the same address, from
 /// which [`io_len`](Self::io_len) bytes may be read, from this thread and by the system. Bytes behind a
 /// pointer also stay where they are when the value is moved.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no buffer that an operation can own",
+    note = "the kernel may use it for as long as the operation lasts, so a buffer is moved in and comes back with the \
+            result: a `Vec<u8>`, `Box<[u8]>`, `[u8; N]`, `Rc` or `Arc` of bytes, `&'static [u8]`; for a part of one, \
+            `buffer.slice(..n)`"
+)]
 pub unsafe trait IoBuf: 'static {
     /// Where the bytes are. Not null, even if there are none.
     fn io_ptr(&self) -> *const u8;
@@ -49,6 +55,11 @@ pub unsafe trait IoBuf: 'static {
 /// # Safety
 /// As [`IoBuf`]; and from [`io_mut_ptr`](Self::io_mut_ptr), the same address,
 /// [`io_capacity`](IoBuf::io_capacity) bytes may be written.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no buffer that an operation can own and fill",
+    note = "the kernel may use it for as long as the operation lasts, so a buffer is moved in and comes back with the \
+            result: a `Vec<u8>`, `Box<[u8]>` or `[u8; N]`; for a part of one, `buffer.slice(..n)`"
+)]
 pub unsafe trait IoBufMut: IoBuf {
     /// Where the bytes are.
     fn io_mut_ptr(&mut self) -> *mut u8;

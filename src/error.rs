@@ -204,7 +204,7 @@ pub fn is_cancelled(error: &io::Error) -> bool {
 /// The queue was closed: what waited for it was cancelled, and it takes nothing new.
 ///
 /// As an `io::Error` it has the kind `BrokenPipe`, as some errors of connections have: [`Closed::is`] tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Closed;
 
 impl Closed {
@@ -217,6 +217,13 @@ impl Closed {
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the queue is closed: what it waited for was cancelled")
+    }
+}
+
+/// With what it says, as a `main` shows it that returns one.
+impl fmt::Debug for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Closed({self})")
     }
 }
 

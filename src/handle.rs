@@ -123,6 +123,14 @@ impl fmt::Debug for AnyHandle<'_> {
 /// }
 /// # }
 /// ```
+///
+/// What the standard library got after Rust 1.85, its `PipeReader` and `PipeWriter`, goes in as the `OwnedFd` or `OwnedHandle`
+/// that it becomes.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not known to have a handle",
+    note = "turn it into an `OwnedFd` (on Windows an `OwnedHandle` or `OwnedSocket`), pass what its `as_fd()`, `as_handle()` \
+            or `as_socket()` gives, or implement `AsAnyHandle` for a type of your own"
+)]
 pub trait AsAnyHandle {
     /// Borrows the handle.
     fn as_any_handle(&self) -> AnyHandle<'_>;

@@ -99,7 +99,8 @@
 //! | cancel, and learn how it ended | [`Operation::cancel`], [`Operation::timeout`]; [`Wait::cancel`](iocp::Wait::cancel), [`Wait::timeout`](iocp::Wait::timeout) |
 //! | wait until a call of your own would not block | [`ready`], [`Event`] |
 //! | the raw status, an end of file, more data | [`Wait::exact`](iocp::Wait::exact), [`Completion`](iocp::Completion) |
-//! | poll, run, spawn tasks | [`Queue`], [`Task`], [`yield_now`] |
+//! | run, spawn tasks | [`Queue`], [`Task`], [`yield_now`] |
+//! | serve it from a loop of your own | [`Queue::poll`], [`Queue::poll_delay`], the queue's `AsFd` or `AsHandle` |
 //! | wake the queue from another thread | [`Notifier`] |
 //! | use it from a program whose threads are not its own | [`Remote`] |
 //! | choose the kernel | [`Queue::builder`], [`KernelKind`] |

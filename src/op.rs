@@ -66,7 +66,6 @@ mod request;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::Shutdown as How;
 use std::panic::Location;
 
 pub use self::future::{Cancel, Operation, Timeout};
@@ -178,8 +177,8 @@ impl<H> Registered<H> {
     }
 
     /// Reads on from where the last read ended, or what comes next on a stream: as much as there is,
-    /// up to the buffer's capacity. 0 is the end, or a buffer without room
-    /// (which waits all the same, on a socket where nothing has come).
+    /// up to the buffer's capacity. 0 is the end. A buffer
+    /// without room gets 0 as well: at once, but of a socket only when something has come.
     #[track_caller]
     #[inline]
     pub fn read<B: IoBufMut>(&self, buffer: B) -> Operation<Read<B>> {
@@ -299,7 +298,7 @@ impl<H> Registered<H> {
 
     /// Ends one or both directions of a connection, after what was written before.
     #[track_caller]
-    pub fn shutdown(&self, how: How) -> Operation<ShutDown> {
+    pub fn shutdown(&self, how: Shutdown) -> Operation<ShutDown> {
         self.begin(ShutDown(how), Location::caller())
     }
 
@@ -330,7 +329,8 @@ impl<H> Registered<H> {
     ///
     /// It is as many operations as it takes. The first begins at once, each other when this is polled; a
     /// read that is started meanwhile gets what comes in between. **Dropping it** cancels the one in flight, and what was read until then is
-    /// lost with the buffer. Where that matters, use [`read`](Self::read) and its `cancel`.
+    /// lost with the buffer. So it is when [`timeout`](crate::timeout) drops it, as it has none of its own. Where that matters, use
+    /// [`read`](Self::read) with its `cancel` and `timeout`.
     #[track_caller]
     #[must_use = "the first of its operations has begun, and is cancelled when this is dropped"]
     pub fn read_exact<B: IoBufMut>(&self, buffer: B) -> impl Future<Output = (io::Result<()>, B)> {
@@ -414,7 +414,8 @@ impl<H> Registered<H> {
     ///
     /// It is as many operations as it takes. The first begins at once, each other when this is polled; a
     /// write that is started meanwhile may come in between. **Dropping it** cancels the one in flight, and nobody knows how much was written.
-    /// Where that matters, use [`write`](Self::write) and its `cancel`.
+    /// So it is when [`timeout`](crate::timeout) drops it, as it has none of its own. Where that matters, use
+    /// [`write`](Self::write) with its `cancel` and `timeout`.
     #[track_caller]
     #[must_use = "the first of its operations has begun, and is cancelled when this is dropped"]
     pub fn write_all<B: IoBuf>(&self, buffer: B) -> impl Future<Output = (io::Result<()>, B)> {

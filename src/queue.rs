@@ -564,7 +564,8 @@ impl Queue {
     /// On Windows this binds it to the completion port (`CreateIoCompletionPort`), for good before
     /// Windows 8.1. The handle is borrowed only for the call; it must be
     /// [unregistered](Self::unregister) before it is closed, or owned by a [`Registered`], which
-    /// does that by itself. Registering a handle again is fine.
+    /// does that by itself. Registering a handle again is fine. On Unix all that is done with a borrowed handle is to wait until
+    /// it is [`ready`](Self::ready), which registers it by itself.
     ///
     /// # Errors
     /// [`PersistError`] says which: closed or not a file, not opened overlapped, bound to a port
@@ -682,13 +683,39 @@ impl Queue {
     /// Asked for just before the wait. What the wait's unit cuts off is to be rounded up, or the host goes round without
     /// a pause until the timer is due. Makes no call into the system but to read the clock.
     ///
-    /// ```
-    /// # use std::time::Duration;
-    /// # let queue = ioqueue::Queue::new()?;
-    /// assert_eq!(queue.poll_delay(), None);
-    /// let sleep = queue.sleep(Duration::from_secs(60));
-    /// assert!(queue.poll_delay() <= Some(Duration::from_secs(60)));
-    /// # Ok::<(), std::io::Error>(())
+    /// ```no_run
+    /// # #[cfg(unix)]
+    /// # mod unix {
+    /// use std::io;
+    /// use std::os::fd::{AsFd, AsRawFd};
+    /// use std::time::Duration;
+    ///
+    /// use ioqueue::Queue;
+    ///
+    /// /// Serves the queue until nothing is waited for, beside whatever else the program waits for.
+    /// fn serve(queue: &Queue, also: &impl AsFd) -> io::Result<()> {
+    ///     let mut ready = Vec::new();
+    ///     loop {
+    ///         queue.poll(&mut ready, Some(Duration::ZERO))?;
+    ///         for continuation in ready.drain(..) {
+    ///             continuation.resume();
+    ///         }
+    ///         if !queue.running() {
+    ///             return Ok(());
+    ///         }
+    ///         // In milliseconds, rounded up; -1 is for ever.
+    ///         let in_ms = |delay: Duration| delay.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i32;
+    ///         let longest = queue.poll_delay().map_or(-1, in_ms);
+    ///         let mut waits = [queue.as_fd(), also.as_fd()]
+    ///             .map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+    ///         // SAFETY: two entries, which are ours.
+    ///         unsafe { libc::poll(waits.as_mut_ptr(), 2, longest) };
+    ///         if waits[1].revents != 0 {
+    ///             // What the program itself has to do.
+    ///         }
+    ///     }
+    /// }
+    /// # }
     /// ```
     pub fn poll_delay(&self) -> Option<Duration> {
         self.inner.poll_delay()
@@ -812,8 +839,9 @@ impl AsFd for Queue {
     ///
     /// It says nothing of what this thread does by itself, nor of time. What was started since the last poll is begun
     /// by the next, what was woken here (a task's waker, by the host's own code, or a task that yields) waits for it, and
-    /// so do timers: wait no longer than [`poll_delay`](Queue::poll_delay) says. It may say that there is something
-    /// once more than there is.
+    /// so do timers: wait no longer than [`poll_delay`](Queue::poll_delay) says, which has such a loop as code. At first, and now
+    /// and then, it says that there is something where there is nothing. From the first call of this on, each poll of an
+    /// io_uring makes three system calls more.
     ///
     /// # Panics
     /// For a queue on a simulated kernel.

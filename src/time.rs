@@ -294,6 +294,7 @@ pub struct Interval {
 }
 
 impl Interval {
+    #[track_caller]
     fn new(queue: &Rc<Inner>, period: Duration) -> Self {
         assert!(!period.is_zero(), "an interval needs a period");
         let next = queue.kernel.now().checked_add(period).unwrap_or(Duration::MAX);
@@ -317,12 +318,19 @@ impl Interval {
 }
 
 /// The time was up first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Elapsed;
 
 impl fmt::Display for Elapsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the time was up before the future was done")
+        f.write_str("the time was up before it was done")
+    }
+}
+
+/// With what it says, as a `main` shows it that returns one.
+impl fmt::Debug for Elapsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Elapsed({self})")
     }
 }
 
@@ -342,7 +350,7 @@ impl From<Elapsed> for io::Error {
 }
 
 impl Queue {
-    /// A future that is done after `duration`. The time runs from now.
+    /// A future that is done after `duration`. The time runs from now. It gives a `Result`, as the queue may be closed first.
     pub fn sleep(&self, duration: Duration) -> Sleep {
         Sleep::after(self.inner(), duration)
     }
@@ -351,6 +359,7 @@ impl Queue {
     ///
     /// # Panics
     /// When `period` is zero.
+    #[track_caller]
     pub fn interval(&self, period: Duration) -> Interval {
         Interval::new(self.inner(), period)
     }
@@ -399,6 +408,7 @@ pub fn sleep(duration: Duration) -> io::Result<Sleep> {
 ///
 /// # Panics
 /// When `period` is zero.
+#[track_caller]
 pub fn interval(period: Duration) -> io::Result<Interval> {
     Ok(Queue::current()?.interval(period))
 }

@@ -116,6 +116,19 @@ fn a_timer_hands_out_its_task() {
     sim.check();
 }
 
+// Friendly: a `main` that returns an error shows it by `Debug`.
+#[test]
+fn an_error_that_main_returns_says_what_happened() {
+    let (_sim, queue) = with(1, |_| {});
+    let late =
+        queue.block_on(queue.timeout(SECOND, std::future::pending::<()>())).unwrap().unwrap_err();
+    queue.close(SECOND).unwrap();
+    let closed = queue.block_on(std::future::pending::<()>()).unwrap_err();
+    for error in [late, closed] {
+        assert!(format!("{error:?}").contains(&error.to_string()), "{error:?}");
+    }
+}
+
 /// Wakes another.
 struct Passes(std::task::Waker);
 

@@ -1,7 +1,7 @@
 //! The requests: what each portable operation is, and the memory it needs.
 
 use std::io;
-use std::net::Shutdown as How;
+use std::net::Shutdown;
 #[cfg(windows)]
 use std::rc::{Rc, Weak};
 
@@ -691,7 +691,7 @@ unsafe impl Request for Connect {
 }
 
 /// What [`Registered::shutdown`](crate::Registered::shutdown) does.
-pub struct ShutDown(pub(super) How);
+pub struct ShutDown(pub(super) Shutdown);
 
 // SAFETY: it points to nothing.
 unsafe impl Request for ShutDown {
