@@ -277,6 +277,43 @@ on_each_kernel! {
         assert_eq!(other.poll_delay(), None);
     }
 
+    // An error that stays, as that of a queue of time stamps, ends polls of the ring over and over.
+    #[cfg(target_os = "linux")]
+    fn an_error_that_stays_is_no_reason_to_look_again_and_again(queue) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _theirs = listener.accept().unwrap();
+        // SOF_TIMESTAMPING_TX_SOFTWARE and SOF_TIMESTAMPING_SOFTWARE: what was sent comes back, and nobody takes it.
+        let stamps: libc::c_int = 1 << 1 | 1 << 4;
+        // SAFETY: the option's value is ours, and so long.
+        let set = unsafe {
+            let (value, length) = ((&raw const stamps).cast(), size_of_val(&stamps) as u32);
+            libc::setsockopt(ours.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TIMESTAMPING, value, length)
+        };
+        assert_eq!(set, 0);
+        let ours = queue.register(ours).unwrap();
+        let mut sending = ours.send(vec![1; 1 << 16]);
+        // Until there is no room for long.
+        let mut last = Instant::now();
+        while last.elapsed() < Duration::from_millis(200) {
+            look(queue);
+            if poll_once(&mut sending).is_ready() {
+                sending = ours.send(vec![1; 1 << 16]);
+                last = Instant::now();
+            }
+        }
+        let mut looks = 0;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(300) {
+            let rest = Duration::from_millis(300).saturating_sub(start.elapsed());
+            is_ready_within(queue, queue.poll_delay().unwrap_or(rest).min(rest));
+            look(queue);
+            looks += 1;
+        }
+        assert!(poll_once(&mut sending).is_pending());
+        assert!(looks < 50, "{looks} looks in 300 ms");
+    }
+
     // Nothing tells when a listener of a path has room but asking again, in a while.
     fn a_host_is_told_when_a_listener_has_room(queue) {
         let path = std::env::temp_dir().join(format!("ioqueue-{}-{}", std::process::id(), unique()));

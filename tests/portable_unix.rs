@@ -234,6 +234,109 @@ on_each_kernel! {
         }
     }
 
+    /// Q13, scenario 13: in each way in which it may be, at once or when it has waited for a while. The system does not find
+    /// it all the time.
+    fn a_connect_that_waits_for_room_may_be_given_up(queue) {
+        let name = Name::new();
+        let listener = UnixListener::bind(&name.0).unwrap();
+        // SAFETY: takes numbers.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+        let first = UnixStream::connect(&name.0).unwrap();
+        let address = SocketAddress::unix(&name.0).unwrap();
+        for looks in [0, 1, 2, 200] {
+            let connect = || {
+                let socket = queue.register(raw_socket(libc::AF_UNIX, libc::SOCK_STREAM)).unwrap();
+                let connecting = socket.connect(address);
+                (0..looks).for_each(|_| each_kernel::turn(queue));
+                (socket, connecting)
+            };
+            let (socket, connecting) = connect();
+            let error = queue.block_on(connecting.cancel()).unwrap().unwrap_err();
+            assert!(error::is_cancelled(&error), "{error}");
+            drop(socket);
+            let (_socket, connecting) = connect();
+            let error = queue.block_on(connecting.timeout(Duration::ZERO)).unwrap().unwrap_err();
+            assert!(ioqueue::Elapsed::is(&error), "{error}");
+            let (socket, connecting) = connect();
+            drop(connecting);
+            queue.run().unwrap();
+            drop(socket);
+            let (socket, mut connecting) = connect();
+            drop(socket);
+            let error = queue.block_on(&mut connecting).unwrap().unwrap_err();
+            assert!(error::is_cancelled(&error), "{error}");
+            drop(connect());
+            queue.run().unwrap();
+            assert!(queue.pending().is_empty());
+        }
+        // None of them connects any more.
+        drop((listener.accept().unwrap(), first));
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// The same of a write to an eventfd, which says that there is room.
+    #[cfg(target_os = "linux")]
+    fn a_write_that_does_not_fit_into_an_eventfd_may_be_given_up(queue) {
+        // SAFETY: takes numbers; the descriptor that comes back is nobody's yet.
+        let event = unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };
+        // What is left is less than what follows.
+        (&event).write_all(&(u64::MAX - 5).to_ne_bytes()).unwrap();
+        let event = queue.register(event).unwrap();
+        for looks in [0, 1, 2, 200] {
+            let writing = event.write(10_u64.to_ne_bytes());
+            (0..looks).for_each(|_| each_kernel::turn(queue));
+            let error = queue.block_on(writing.cancel()).unwrap().0.unwrap_err();
+            assert!(error::is_cancelled(&error), "{error}");
+        }
+    }
+
+    /// Somebody shuts the socket down meanwhile, and has it block again: no other connect is begun for that.
+    fn a_connect_that_is_shut_down_has_ended(queue) {
+        let (address, sockets) = each_kernel::silent_address(queue);
+        let sockets: Vec<OwnedFd> = *sockets.downcast().unwrap();
+        let socket = TcpStream::from(raw_socket(libc::AF_INET, libc::SOCK_STREAM));
+        let duplicate = socket.try_clone().unwrap();
+        let socket = queue.register(socket).unwrap();
+        let mut connecting = socket.connect(address);
+        assert!(poll_once(&mut connecting).is_pending(), "the address is not silent");
+        queue.block_on(look_around()).unwrap();
+        // There would be room for it now.
+        let listener = TcpListener::from(sockets.into_iter().next().unwrap());
+        listener.set_nonblocking(true).unwrap();
+        while listener.accept().is_ok() {}
+        duplicate.set_nonblocking(false).unwrap();
+        duplicate.shutdown(std::net::Shutdown::Both).unwrap();
+        let error = queue.block_on(connecting).unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+        assert!(duplicate.peer_addr().is_err());
+        // And is over for the system as well: the next is not refused.
+        let live = TcpListener::bind("127.0.0.1:0").unwrap();
+        queue.block_on(socket.connect(live.local_addr().unwrap())).unwrap().unwrap();
+    }
+
+    /// Of two that wait the second learns of what came behind the mark that has ended the first early.
+    fn a_second_receive_gets_what_came_behind_a_descriptor(queue) {
+        let (ours, theirs) = unix_pair(queue);
+        let (mut first, mut second) = (ours.recv(vec![0; 64]), ours.recv(vec![0; 64]));
+        assert!(poll_once(&mut first).is_pending() && poll_once(&mut second).is_pending());
+        // Longer than anything is in doubt.
+        queue.block_on(queue.sleep(Duration::from_millis(150))).unwrap().unwrap();
+        send_descriptor(&theirs, b"one", &io::stderr());
+        send_descriptor(&theirs, b"other", &io::stderr());
+        assert_eq!(queue.block_on(first).unwrap().1, b"one");
+        assert_eq!(queue.block_on(second).unwrap().1, b"other");
+        // The same where both wait behind a third, which is tried with them.
+        let three: Vec<_> = (0..3).map(|_| ours.recv(vec![0; 64])).collect();
+        queue.block_on(queue.sleep(Duration::from_millis(150))).unwrap().unwrap();
+        for bytes in [b"a", b"b", b"c"] {
+            send_descriptor(&theirs, bytes, &io::stderr());
+        }
+        for (receive, expected) in three.into_iter().zip([b"a", b"b", b"c"]) {
+            assert_eq!(queue.block_on(receive).unwrap().1, expected);
+        }
+    }
+
     /// Datagrams between sockets of the file system.
     fn messages_keep_their_bounds(queue) {
         let (one, other) = UnixDatagram::pair().unwrap();

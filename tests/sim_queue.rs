@@ -518,8 +518,11 @@ fn keys_come_back_from_a_closed_queue() {
     let start = sim.now();
     assert_eq!(queue.close(SECOND).unwrap_err().operations, 1);
     assert_eq!(sim.now() - start, SECOND);
+    // A host is told that there is something to hand out (Q15).
+    assert_eq!(queue.poll_delay(), Some(Duration::ZERO));
     let mut ready = Vec::new();
     queue.poll(&mut ready, None).unwrap();
+    assert_eq!(queue.poll_delay(), None);
     let mut keys: Vec<_> = ready.into_iter().filter_map(Continuation::resume).collect();
     keys.sort_unstable();
     assert_eq!(keys, [7, 8, 9]);

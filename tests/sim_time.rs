@@ -82,6 +82,10 @@ fn a_host_may_wait_until_the_first_timer() {
     // Over, and nobody has asked for it yet: there is nothing more to poll for.
     assert_eq!(queue.poll_delay(), None);
     drop(later);
+    // Never is no time.
+    let never = queue.sleep(Duration::MAX);
+    assert_eq!(queue.poll_delay(), None);
+    drop(never);
     // Of one that nobody has polled when its time comes, too.
     let short = queue.sleep(Duration::ZERO);
     assert_eq!(queue.poll_delay(), Some(Duration::ZERO));

@@ -140,7 +140,7 @@ impl Readiness {
             if tried == Tried::WouldBlock && unsafe { (*peer).is_loopback() } {
                 // On this machine the other end's system has mostly answered by now.
                 // SAFETY: passed on.
-                tried = unsafe { unix::connect_ended(fd, peer) };
+                tried = unsafe { unix::connect_again(fd, peer) };
             }
             match tried {
                 Tried::Moved(count) => return at_once(slot, Ok(count)),

@@ -159,8 +159,8 @@ pub(crate) struct Source {
     /// Where the write in flight began, for a file.
     #[cfg(target_os = "linux")]
     pub(crate) writes_from: Option<u64>,
-    /// The other end will send no more.
-    pub(crate) hung_up: bool,
+    /// The other end will send no more, or there is an error that stays: the poller says so with whatever else.
+    pub(crate) is_over: bool,
     input: Lane,
     output: Lane,
     /// Something was received since the last send.
@@ -358,18 +358,18 @@ impl Source {
     unsafe fn attempt_any(&mut self, call: Call) -> Result<u32, Tried> {
         match call {
             Call::Connect { peer } => {
-                // It is tried again and again where nothing tells of its end.
-                // SAFETY: passed on.
-                if unsafe { (*peer).is_path() } {
-                    self.make_nonblocking();
-                }
+                // Who has a duplicate may have taken it back since.
+                self.make_nonblocking();
                 // SAFETY: passed on.
                 match unsafe { unix::connect_ended(self.fd, peer) } {
                     Tried::Moved(count) => Ok(count),
                     tried => Err(tried),
                 }
             }
-            call if self.expects_nothing_of(call) => Err(Tried::WouldBlock),
+            call if self.expects_nothing_of(call) => {
+                self.doubtful.set(true);
+                Err(Tried::WouldBlock)
+            }
             // SAFETY: passed on.
             call => unsafe { self.attempt(call) },
         }
@@ -432,7 +432,12 @@ impl Source {
                 }
                 Err(errno) => self.did_not_come(slot, errno, sink),
             }
-            if self.input.is_empty() || self.drained {
+            if self.input.is_empty() {
+                return;
+            }
+            if self.drained {
+                // The next in line has not tried.
+                self.doubtful.set(true);
                 return;
             }
         }
@@ -508,7 +513,7 @@ impl Source {
     ) {
         self.watched &= !unwatched;
         if events.says(op::Event::PriorityRead) {
-            self.hung_up |= events.contains(op::Event::Hangup);
+            self.is_over |= events.contains(op::Event::Hangup) || events.contains(op::Event::Error);
             // Receives end at the mark; behind them is the end, of which no other edge will tell.
             self.is_stream = Some(false);
         }
@@ -604,7 +609,7 @@ impl Sources {
             is_stream: if ENDS_ARE_TOLD { None } else { Some(false) },
             #[cfg(target_os = "linux")]
             writes_from: None,
-            hung_up: false,
+            is_over: false,
             input: Lane::default(),
             output: Lane::default(),
             owes: false,

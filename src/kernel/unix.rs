@@ -388,21 +388,43 @@ pub(crate) unsafe fn connect(fd: RawFd, peer: *const PeerAddress) -> Tried {
 /// # Safety
 /// `peer` is valid.
 pub(crate) unsafe fn connect_ended(fd: RawFd, peer: *const PeerAddress) -> Tried {
-    // Over the Internet, Linux' connect itself tells of the error (net/ipv4/af_inet.c, inet_stream_connect).
-    // SAFETY: passed on.
-    let tells = cfg!(target_os = "linux") && unsafe { (*peer).ip() }.is_some();
-    let error = if tells { Ok(0) } else { socket_error(fd) };
-    if let Err(errno) = error {
+    // First, as there is no such connect any more if somebody has shut the socket down: asked again, the call would begin
+    // another. That was an error, too (net/ipv4/tcp.c, tcp_disconnect).
+    if let Err(errno) = socket_error(fd) {
+        #[cfg(target_os = "linux")]
+        // SAFETY: passed on.
+        if unsafe { (*peer).ip() }.is_some() {
+            disconnect(fd);
+        }
         return Tried::Failed(errno);
     }
-    // That a socket has no error says nothing of one that still connects. Asked again, the call does; and
-    // it has the system take note that it has ended: the next connect is refused as it should be.
+    // SAFETY: passed on.
+    unsafe { connect_again(fd, peer) }
+}
+
+/// The same of one that is still there. That a socket has no error says nothing of one that still connects. Asked again,
+/// the call does; and it has the system take note that it has ended: the next connect is refused as it should be.
+///
+/// # Safety
+/// `peer` is valid.
+pub(crate) unsafe fn connect_again(fd: RawFd, peer: *const PeerAddress) -> Tried {
     // SAFETY: passed on.
     match unsafe { connect(fd, peer) } {
         Tried::Failed(libc::EISCONN) => Tried::Moved(0),
         Tried::Failed(libc::EALREADY) => Tried::WouldBlock,
         tried => tried,
     }
+}
+
+/// Has the system take note that a connect has failed, whose error was taken: else it would refuse the next as one that
+/// goes on (net/ipv4/af_inet.c, inet_stream_connect).
+#[cfg(target_os = "linux")]
+fn disconnect(fd: RawFd) {
+    // SAFETY: zeros are a valid address.
+    let mut nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+    nobody.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
+    // SAFETY: the address is ours, and so long.
+    unsafe { libc::connect(fd, &raw const nobody, size_of_val(&nobody) as libc::socklen_t) };
 }
 
 /// # Safety

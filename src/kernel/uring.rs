@@ -71,6 +71,8 @@ const SOURCE_IN: u64 = 3;
 const SOURCE_OUT: u64 = 7;
 /// Added to a slot's address: a send.
 const SENDS: u64 = 5;
+/// Added to a slot's address: the cancel of what is in it.
+const CANCELS: u64 = 6;
 const TAG: u64 = 7;
 
 /// How many others have to be ready, or sends be begun, for a send to be handed over with theirs.
@@ -270,9 +272,9 @@ impl Uring {
             self.push(poll.build().user_data(poll_data(source.key, IN)));
         }
         if what & OUT != 0 {
-            // The ring's polls end with half a hang-up, too, so that one for the next event only would do so
-            // over and over (io_uring/poll.c, IO_POLL_UNMASK).
-            let stays = source.hung_up && self.has_multishot.get();
+            // The ring's polls end with half a hang-up, too, and with an error that stands, so that one for the next
+            // event only would do so over and over (io_uring/poll.c, IO_POLL_UNMASK).
+            let stays = source.is_over && self.has_multishot.get();
             let flags = libc::EPOLLOUT | if stays { libc::EPOLLET } else { 0 };
             let poll = opcode::PollAdd::new(fd, flags as u32).multi(stays);
             self.push(poll.build().user_data(poll_data(source.key, OUT)));
@@ -455,10 +457,26 @@ impl Uring {
         if !is_kernels {
             return self.sources.cancel(slot);
         }
+        self.push_cancel(slot);
+        true
+    }
+
+    fn push_cancel(&self, slot: SlotRef) {
         let polls = if slot.polls() { POLLS } else { 0 };
         let entry = opcode::AsyncCancel::new(slot.address() as u64 | polls).build();
-        self.push(entry.user_data(NOBODY));
-        true
+        self.push(entry.user_data(slot.address() as u64 | CANCELS));
+    }
+
+    /// A cancel has found, or not found, what it was for. Between two tries of a call that its descriptor says is ready,
+    /// and would block all the same, the system does not find it: of a connect to a listener of a path without room, which
+    /// tries a hundred times, and a write that does not fit into an eventfd.
+    #[cold]
+    fn cancel_ended(&self, slot: SlotRef, result: i32) {
+        // There may be another in the slot by now: nothing is done to that but what was asked for.
+        let is_unwanted = matches!(slot.state(), State::Cancelling | State::Orphaned);
+        if result == -libc::ENOENT && is_unwanted && slot.is_kernels() {
+            self.push_cancel(slot);
+        }
     }
 
     /// How long a look may be put off, in ms.
@@ -540,6 +558,11 @@ impl Uring {
                 let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
                 let watch = |source: &Source, more| self.watch(source, more);
                 self.sources.submission_ended(slot, result, watch, sink);
+            }
+            CANCELS => {
+                // SAFETY: as above.
+                let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
+                self.cancel_ended(slot, result);
             }
             _ if user_data == BELL => return self.bell_rang(result, flags),
             _ if user_data == DOUBTS => {

@@ -196,17 +196,17 @@ impl Inner {
 
     /// How long the next turn may be put off.
     pub(super) fn poll_delay(&self) -> Option<Duration> {
+        // Also a closed queue hands these out.
+        if !self.over.borrow().is_empty() || self.has_ready() || self.has_unheard() {
+            return Some(Duration::ZERO);
+        }
         if self.closed.get() {
             return None;
         }
         let within_ms = self.kernel.look_within();
-        let is_over = !self.over.borrow().is_empty();
-        if within_ms == 0 || is_over || self.has_ready() || self.has_unheard() {
-            return Some(Duration::ZERO);
-        }
         let look = (within_ms != FOR_EVER_MS).then(|| Duration::from_millis(within_ms.into()));
         let timer = match self.timers.first() {
-            Deadline::Never => None,
+            Deadline::Never | Deadline::At(Duration::MAX) => None,
             Deadline::At(at) => Some(at.saturating_sub(self.kernel.now())),
         };
         look.into_iter().chain(timer).min()
