@@ -315,6 +315,18 @@ on_each_kernel! {
         queue.block_on(socket.connect(live.local_addr().unwrap())).unwrap().unwrap();
     }
 
+    /// And by the queue's own shutdown, which does not wait for it.
+    fn a_shutdown_ends_a_connect_that_waits(queue) {
+        let (address, _guard) = each_kernel::silent_address(queue);
+        let socket = each_kernel::tcp_socket(queue, address);
+        let mut connecting = socket.connect(address);
+        assert!(poll_once(&mut connecting).is_pending(), "the address is not silent");
+        queue.block_on(look_around()).unwrap();
+        queue.block_on(socket.shutdown(std::net::Shutdown::Both)).unwrap().unwrap();
+        let error = queue.block_on(connecting).unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+    }
+
     /// Of two that wait the second learns of what came behind the mark that has ended the first early.
     fn a_second_receive_gets_what_came_behind_a_descriptor(queue) {
         let (ours, theirs) = unix_pair(queue);

@@ -403,6 +403,12 @@ impl Source {
         Ok(is_doubtful)
     }
 
+    /// Whether the call does not wait for what is before it, but ends that: a shutdown of a socket that connects.
+    fn is_ended_by(&self, call: Call) -> bool {
+        matches!(call, Call::Shutdown { .. })
+            && self.output.first().is_some_and(|slot| matches!(slot.call(), Call::Connect { .. }))
+    }
+
     /// Whether the first to write is a connect to a listener of this machine's: nothing tells when that has
     /// room.
     fn connects_unheard(&self) -> bool {
@@ -871,7 +877,7 @@ pub(crate) unsafe fn attempt(source: &RefCell<Source>, call: Call) -> Option<End
     if source.is_retired()
         || source.never_direct & bit(call.direction()) != 0
         || source.expects_nothing_of(call)
-        || (!call.has_a_place() && !source.lane(call).is_empty())
+        || (!call.has_a_place() && !source.lane(call).is_empty() && !source.is_ended_by(call))
     {
         return None;
     }
