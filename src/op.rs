@@ -296,7 +296,8 @@ impl<H> Registered<H> {
         self.begin(connect, Location::caller())
     }
 
-    /// Ends one or both directions of a connection, after what was written before. On Unix it ends a connect that waits.
+    /// Ends one or both directions of a connection, after what was written before. On Unix it ends
+    /// a connect over TCP that waits.
     #[track_caller]
     pub fn shutdown(&self, how: Shutdown) -> Operation<ShutDown> {
         self.begin(ShutDown(how), Location::caller())

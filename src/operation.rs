@@ -113,7 +113,7 @@ pub(crate) struct Slot {
     /// On Unix: the ring waits until the handle is ready, to make the call again.
     #[cfg(unix)]
     polls: Cell<bool>,
-    /// How often the ring gave the call back undone.
+    /// How often the ring gave the call back undone, or it would have blocked.
     #[cfg(unix)]
     returns: Cell<u8>,
     class: u8,
@@ -562,7 +562,8 @@ impl SlotRef {
         self.polls.get()
     }
 
-    /// Counts that the ring gave the call back undone. False where that is not to be believed any more.
+    /// Counts that the ring gave the call back undone, or that it would have blocked. False where that was too often to
+    /// go on like this.
     pub(crate) fn may_return(self) -> bool {
         const OFTEN: u8 = 100;
         self.returns.set(self.returns.get().saturating_add(1));

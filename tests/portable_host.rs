@@ -6,7 +6,7 @@
 #[macro_use]
 mod each_kernel;
 
-use std::io::Write;
+use std::io::{Read, Write};
 #[cfg(target_os = "linux")]
 use std::os::fd::FromRawFd;
 use std::os::fd::{AsFd, AsRawFd};
@@ -43,6 +43,20 @@ fn host_that_asks(queue: &Queue, mut done: impl FnMut() -> bool) {
             Some(delay) => drop(is_ready_within(queue, delay)),
         }
     }
+}
+
+/// How often a host that asks looks in that time.
+#[cfg(target_os = "linux")]
+fn looks_in_300_ms(queue: &Queue) -> u32 {
+    let (start, all) = (Instant::now(), Duration::from_millis(300));
+    let mut looks = 0;
+    while start.elapsed() < all {
+        let rest = all.saturating_sub(start.elapsed());
+        is_ready_within(queue, queue.poll_delay().unwrap_or(rest).min(rest));
+        look(queue);
+        looks += 1;
+    }
+    looks
 }
 
 /// Whether a host may wait for the descriptor alone. Through the crate polling, which tells of nothing that is in
@@ -302,16 +316,36 @@ on_each_kernel! {
                 last = Instant::now();
             }
         }
-        let mut looks = 0;
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(300) {
-            let rest = Duration::from_millis(300).saturating_sub(start.elapsed());
-            is_ready_within(queue, queue.poll_delay().unwrap_or(rest).min(rest));
-            look(queue);
-            looks += 1;
-        }
+        let looks = looks_in_300_ms(queue);
         assert!(poll_once(&mut sending).is_pending());
-        assert!(looks < 50, "{looks} looks in 300 ms");
+        assert!(looks < 50, "{looks} looks");
+    }
+
+    // Nor is a descriptor that says that it is ready, and is not.
+    #[cfg(target_os = "linux")]
+    fn a_handle_that_lies_is_asked_now_and_then(queue) {
+        // SAFETY: takes numbers; the descriptor that comes back is nobody's yet.
+        let event = unsafe {
+            std::fs::File::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))
+        };
+        (&event).write_all(&(u64::MAX - 5).to_ne_bytes()).unwrap();
+        let mut duplicate = event.try_clone().unwrap();
+        let event = queue.register(event).unwrap();
+        for gives_up in [true, false] {
+            let mut writing = event.write(10_u64.to_ne_bytes());
+            // It may try often at first. Each time the system itself tries a hundred times.
+            looks_in_300_ms(queue);
+            let looks = looks_in_300_ms(queue);
+            assert!(poll_once(&mut writing).is_pending());
+            assert!(looks < 3000, "{looks} looks");
+            if gives_up {
+                let error = queue.block_on(writing.cancel()).unwrap().0.unwrap_err();
+                assert!(ioqueue::error::is_cancelled(&error), "{error}");
+            } else {
+                duplicate.read_exact(&mut [0; 8]).unwrap();
+                host_that_asks(queue, || poll_once(&mut writing).is_ready());
+            }
+        }
     }
 
     // Nothing tells when a listener of a path has room but asking again, in a while.

@@ -472,9 +472,11 @@ impl Uring {
     /// tries a hundred times, and a write that does not fit into an eventfd.
     #[cold]
     fn cancel_ended(&self, slot: SlotRef, result: i32) {
-        // There may be another in the slot by now: nothing is done to that but what was asked for.
+        // There may be another in the slot by now: nothing is done to that but what was asked for. A close, which is
+        // of no registration, is never cancelled: the descriptor would stay open.
         let is_unwanted = matches!(slot.state(), State::Cancelling | State::Orphaned);
-        if result == -libc::ENOENT && is_unwanted && slot.is_kernels() {
+        let is_close = slot.entry().is_none();
+        if result == -libc::ENOENT && is_unwanted && !is_close && slot.is_kernels() {
             self.push_cancel(slot);
         }
     }
@@ -522,6 +524,15 @@ impl Uring {
             sink.rang();
         }
         answer
+    }
+
+    /// Waits for a while before the slot's call is made again: again and again its handle was said to be ready, and was
+    /// not. An eventfd says that there is room for what does not fit.
+    #[cold]
+    fn push_pause(&self, slot: SlotRef) {
+        slot.set_polls(true);
+        let entry = opcode::Timeout::new(&raw const DOUBTS_AFTER).build();
+        self.push(entry.user_data(slot.address() as u64 | POLLS));
     }
 
     /// What a look does at its end besides, where there is something rare.
@@ -754,7 +765,11 @@ impl Uring {
         if (result == -libc::EAGAIN || result == -libc::EWOULDBLOCK) && can_be_polled(slot.call()) {
             // Its descriptor was told not to block, so the ring did not wait for it.
             if is_wanted && !polled {
-                self.push_poll(slot);
+                if slot.may_return() {
+                    self.push_poll(slot);
+                } else {
+                    self.push_pause(slot);
+                }
                 return;
             }
         }
@@ -765,7 +780,8 @@ impl Uring {
         let is_close = matches!(slot.call(), Call::Close { .. });
         let interrupted = result == -libc::EINTR && !is_close;
         let returned = result == -libc::ECANCELED && is_wanted && self.lacked_a_thread(slot);
-        if (polled && result >= 0 || interrupted || returned) && is_wanted {
+        let is_ready = polled && (result >= 0 || result == -libc::ETIME);
+        if (is_ready || interrupted || returned) && is_wanted {
             slot.set_polls(false);
             self.push_call(slot);
             return;
