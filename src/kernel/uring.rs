@@ -570,11 +570,6 @@ impl Uring {
                 let watch = |source: &Source, more| self.watch(source, more);
                 self.sources.submission_ended(slot, result, watch, sink);
             }
-            CANCELS => {
-                // SAFETY: as above.
-                let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
-                self.cancel_ended(slot, result);
-            }
             _ if user_data == BELL => return self.bell_rang(result, flags),
             _ if user_data == DOUBTS => {
                 self.doubts_are_timed.set(false);
@@ -582,11 +577,14 @@ impl Uring {
             }
             _ if user_data == NOBODY => {}
             tag => {
-                // SAFETY: all other user data is a slot's address, with POLLS perhaps. The slot was
-                // the kernel's until now, so its slab is still there, which is part of the queue that
-                // this ring is part of.
+                // SAFETY: all other user data is a slot's address, with a tag perhaps. The slot's slab is still there:
+                // it is part of the queue that this ring is part of.
                 let slot = unsafe { SlotRef::from_address((user_data & !TAG) as usize) };
-                self.answered(slot, tag == POLLS, result, sink);
+                if tag == CANCELS {
+                    self.cancel_ended(slot, result);
+                } else {
+                    self.answered(slot, tag == POLLS, result, sink);
+                }
             }
         }
         false
