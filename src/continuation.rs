@@ -93,12 +93,6 @@ impl From<Continuation> for Parked {
     }
 }
 
-impl From<Waker> for Parked {
-    fn from(waker: Waker) -> Self {
-        Self::Other(Continuation::Waker(waker))
-    }
-}
-
 /// What is ready, first ready first. Most of it are tasks, whose names are small.
 pub(crate) struct ReadyList {
     /// With [`TaskId::OTHER`] for the next of the others. As a vector, what was taken left in front: that is

@@ -159,8 +159,8 @@ pub(crate) struct Source {
     /// Where the write in flight began, for a file.
     #[cfg(target_os = "linux")]
     pub(crate) writes_from: Option<u64>,
-    /// The other end will send no more, or there is an error that stays: the poller says so with whatever else.
-    pub(crate) is_over: bool,
+    /// The other end will send no more, or there is an error that stays: no poll waits any more, whatever it is for.
+    pub(crate) ends_every_poll: bool,
     input: Lane,
     output: Lane,
     /// Something was received since the last send.
@@ -358,7 +358,7 @@ impl Source {
     unsafe fn attempt_any(&mut self, call: Call) -> Result<u32, Tried> {
         match call {
             Call::Connect { peer } => {
-                // Who has a duplicate may have taken it back since.
+                // Who has a duplicate may have had its calls block again since.
                 self.make_nonblocking();
                 // SAFETY: passed on.
                 match unsafe { unix::connect_ended(self.fd, peer) } {
@@ -519,7 +519,8 @@ impl Source {
     ) {
         self.watched &= !unwatched;
         if events.says(op::Event::PriorityRead) {
-            self.is_over |= events.contains(op::Event::Hangup) || events.contains(op::Event::Error);
+            self.ends_every_poll |=
+                events.contains(op::Event::Hangup) || events.contains(op::Event::Error);
             // Receives end at the mark; behind them is the end, of which no other edge will tell.
             self.is_stream = Some(false);
         }
@@ -615,7 +616,7 @@ impl Sources {
             is_stream: if ENDS_ARE_TOLD { None } else { Some(false) },
             #[cfg(target_os = "linux")]
             writes_from: None,
-            is_over: false,
+            ends_every_poll: false,
             input: Lane::default(),
             output: Lane::default(),
             owes: false,

@@ -274,7 +274,7 @@ impl Uring {
         if what & OUT != 0 {
             // The ring's polls end with half a hang-up, too, and with an error that stands, so that one for the next
             // event only would do so over and over (io_uring/poll.c, IO_POLL_UNMASK).
-            let stays = source.is_over && self.has_multishot.get();
+            let stays = source.ends_every_poll && self.has_multishot.get();
             let flags = libc::EPOLLOUT | if stays { libc::EPOLLET } else { 0 };
             let poll = opcode::PollAdd::new(fd, flags as u32).multi(stays);
             self.push(poll.build().user_data(poll_data(source.key, OUT)));
@@ -760,6 +760,8 @@ impl Uring {
     /// A completion for an operation.
     fn answered(&self, slot: SlotRef, polled: bool, result: i32, sink: &mut impl Sink) {
         let is_wanted = slot.state() == State::InFlight;
+        // The end of a pause is as good as that of a poll.
+        let result = if polled && result == -libc::ETIME { 0 } else { result };
         if (result == -libc::EAGAIN || result == -libc::EWOULDBLOCK) && can_be_polled(slot.call()) {
             // Its descriptor was told not to block, so the ring did not wait for it.
             if is_wanted && !polled {
@@ -778,8 +780,7 @@ impl Uring {
         let is_close = matches!(slot.call(), Call::Close { .. });
         let interrupted = result == -libc::EINTR && !is_close;
         let returned = result == -libc::ECANCELED && is_wanted && self.lacked_a_thread(slot);
-        let is_ready = polled && (result >= 0 || result == -libc::ETIME);
-        if (is_ready || interrupted || returned) && is_wanted {
+        if (polled && result >= 0 || interrupted || returned) && is_wanted {
             slot.set_polls(false);
             self.push_call(slot);
             return;
